@@ -1,0 +1,158 @@
+"""Command line: one thin function per command. Heavy imports wait until a command runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from had import __version__
+from had.errors import RunFault, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Distil a large DNA model into a 1.1 M-parameter one on any genome, and use it.",
+)
+teacher_app = typer.Typer(no_args_is_help=True, help="Train, verify and evaluate teachers.")
+app.add_typer(teacher_app, name="teacher")
+
+Recipe = Annotated[str, typer.Argument(help="A packaged recipe's name, or the path of a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key=value, dotted.")]
+Genome = Annotated[list[Path] | None, typer.Option("--genome", help="FASTA file(s), plain, gzip or bgzip.")]
+Bed = Annotated[Path | None, typer.Option(help="BED of the intervals to use; column 4 may name the split.")]
+Out = Annotated[Path, typer.Option(help="Run folder; new or empty, unless a run is resumed.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps of the whole schedule.")]
+StopAfter = Annotated[int | None, typer.Option(help="Stop once this step is done; the schedule stays the recipe's.")]
+Resume = Annotated[str | None, typer.Option(help="auto: the newest valid checkpoint of --out; or a checkpoint.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, windows, strands and masks.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the machine's.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, written and computed; do nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no remarks.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"had {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+def _options_and_overrides(genome: list[Path] | None, words: list[str] | None) -> tuple[list[str], list[str]]:
+    """Sort words after --genome FASTA into further FASTA files and key=value overrides."""
+    files, overrides = [str(path) for path in genome or []], []
+    for word in words or []:
+        if "=" in word and not Path(word).exists():
+            overrides.append(word)
+        elif files:
+            files.append(word)
+        else:
+            raise UserError(f"{word!r} is neither key=value nor a file after --genome")
+    return files, overrides
+
+
+def _recipe(
+    recipe: str, overrides: list[str], data: dict[str, Any], top: dict[str, Any], steps: int | None
+) -> dict[str, Any]:
+    """The recipe with the command line's options and overrides laid over it; options win over the file."""
+    from had.config import apply_overrides, load_recipe
+
+    values = apply_overrides(load_recipe(recipe), overrides)
+    for section, changes in (("data", data), ("training", {"steps": steps})):
+        changes = {k: v for k, v in changes.items() if v not in (None, [])}
+        if changes:
+            values[section] = {**(values.get(section) or {}), **changes}
+    return {**values, **{k: v for k, v in top.items() if v is not None}}
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    genome: Genome = None,
+    bed: Bed = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="bundled, 50m … 500m, random:50m, a folder, a Hub id or module:Class.")
+    ] = None,
+    out: Out = Path("runs/pretrain"),
+    steps: Steps = None,
+    stop_after: StopAfter = None,
+    resume: Resume = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher into a student on your genome.
+
+    Example: had pretrain laptop --genome hg38.fa.gz --out runs/mine training.steps=2000
+    """
+    from had.config import build
+    from had.console import setup_logging
+    from had.training.pretraining import PretrainConfig
+    from had.training.pretraining import pretrain as run
+    from had.training.runs import RunOptions
+
+    setup_logging(quiet)
+    files, changes = _options_and_overrides(genome, overrides)
+    values = _recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
+    if teacher is not None:
+        values["teacher"] = {**(values.get("teacher") or {}), "name": teacher}
+    config = build(PretrainConfig, values, recipe)
+    run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
+
+
+@teacher_app.command("train")
+def teacher_train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    genome: Genome = None,
+    bed: Bed = None,
+    out: Out = Path("runs/teacher"),
+    steps: Steps = None,
+    stop_after: StopAfter = None,
+    resume: Resume = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a teacher of your own by masked-LM on your genome.
+
+    Example: had teacher train teacher --genome hg38.fa.gz --out runs/teacher model.hidden_size=512
+    """
+    from had.config import build
+    from had.console import setup_logging
+    from had.training.runs import RunOptions
+    from had.training.teacher_training import TeacherTrainingConfig, train_teacher
+
+    setup_logging(quiet)
+    files, changes = _options_and_overrides(genome, overrides)
+    values = _recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
+    config = build(TeacherTrainingConfig, values, recipe)
+    train_teacher(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
+
+
+def main() -> None:
+    """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        sys.stderr.write(f"had: {error}\n")
+        sys.exit(2)
+    except RunFault as error:
+        sys.stderr.write(f"had: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("had: interrupted; a run goes on from its last checkpoint with --resume auto\n")
+        sys.exit(1)

@@ -1,0 +1,90 @@
+"""Files that are either the old ones or the new ones, never half of each."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from had.errors import RunFault
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Give the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def temporary_name(path: str | os.PathLike[str]) -> Path:
+    """Name a hidden sibling of `path` that no other process uses."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def fsync_file(path: str | os.PathLike[str]) -> None:
+    """Make the bytes of a file that somebody else wrote durable."""
+    # Windows flushes only handles that may write.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: str | os.PathLike[str]) -> None:
+    """Make creations and renames inside a folder durable (Windows has no such call and needs none)."""
+    if os.name != "nt":
+        fsync_file(path)
+
+
+def write_durably(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a new file and fsync it; the file must not exist yet.
+
+    Raises
+    ------
+    OSError
+        Whatever the system says, for instance that the disk is full; a part of the file may be left.
+    """
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, a crash or a full disk sees the old content or the new, nothing between.
+
+    Parameters
+    ----------
+    path
+        Where to write; a symbolic link is written through. The folder must exist.
+    data
+        The whole new content.
+
+    Raises
+    ------
+    had.errors.RunFault
+        The system refused (full disk, no permission); the old file is untouched, nothing is left beside it.
+    """
+    target = Path(os.path.realpath(path))
+    aside = temporary_name(target)
+    try:
+        try:
+            write_durably(aside, data)
+            os.replace(aside, target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        fsync_folder(target.parent)
+    except OSError as error:
+        kept = "the file that was there is untouched" if target.exists() else "nothing was left there"
+        raise RunFault(f"{path}: could not be written ({error.strerror or error}); {kept}.") from error
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8, its line ends as they are, in the manner of `atomic_write_bytes`."""
+    atomic_write_bytes(path, text.encode("utf-8"))

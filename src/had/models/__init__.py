@@ -1,0 +1,38 @@
+"""The networks: the student and its decoder, Nucleotide Transformer v2, teachers. Names are resolved on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
+    from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
+    from had.models.student import HADConfig, HADModel, HADOutput, load, parameter_groups
+
+__all__ = [
+    "CrossAttentionDecoder",
+    "HADConfig",
+    "HADForMaskedLM",
+    "HADModel",
+    "HADOutput",
+    "NucleotideTransformer",
+    "NucleotideTransformerConfig",
+    "load",
+    "parameter_groups",
+]
+
+_HOMES = {
+    "nucleotide_transformer": ("NucleotideTransformer", "NucleotideTransformerConfig"),
+    "reconstruction": ("CrossAttentionDecoder", "HADForMaskedLM"),
+    "student": ("HADConfig", "HADModel", "HADOutput", "load", "parameter_groups"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,231 @@
+"""Layers of the student: RMSNorm, gated MLP, bidirectional Gated DeltaNet, rotary self-attention, and padding.
+
+The recurrence and its gates are those of Gated DeltaNet (Yang, Kautz, Hatamizadeh, arXiv 2412.06464); which weights
+the two directions have each and which they share is this project's decision (HAD's authors published no code).
+
+Shape suffixes: B batch, L length, D width of the stream, H heads, K key width, V value width, 2 the two directions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from had.models.functional import convolution_silu, gated_mlp, permute_letters, rms_norm
+from had.ops import gated_delta_rule
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where the real letters of a right-padded batch are; every layer takes it, or None where nothing is padded."""
+
+    real: Tensor
+    """(B, L) bool: True at real letters, which stand at the beginning of their row."""
+    keys: Tensor
+    """(B, 1, 1, L) bool: what attention may look at; the first letter of a row that has none, so that softmax is finite."""
+    reverse: Tensor
+    """(B, L) int64: where each letter comes from when every row is reversed within its own length, in the flat batch."""
+
+    @classmethod
+    def from_lengths(cls, lengths_B: Tensor, length: int) -> "Padding":
+        """Padding of rows of ``lengths_B`` (B,) real letters in a batch that is ``length`` long."""
+        position = torch.arange(length, device=lengths_B.device)
+        lengths = lengths_B[:, None]
+        real = position < lengths
+        reverse = torch.where(real, lengths - 1 - position, position)
+        row = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
+        keys = position < lengths.clamp_min(1)
+        return cls(real, keys[:, None, None], reverse + row * length)
+
+
+def reverse_letters(x: Tensor, padding: Padding | None) -> Tensor:
+    """Reverse each row of ``x`` (B, L, ...) within its own length; its own inverse."""
+    if padding is None:
+        return x.flip(1)
+    return permute_letters(x, padding.reverse, padding.reverse)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (..., width) over its last axis."""
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """``W_out · (SiLU(W_gate · x) * W_up · x)`` (Shazeer, arXiv 2002.05202); one matrix holds W_gate above W_up."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(width, 2 * hidden, bias=False)
+        self.out_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., width) to the same shape."""
+        return gated_mlp(x, self.in_proj.weight, self.out_proj.weight)
+
+
+class BiGatedDeltaNet(nn.Module):
+    """Gated DeltaNet on the sequence and on its reverse.
+
+    Each direction has its own projections to q, k, v, a and b, convolutions, ``A_log``, ``dt_bias`` and output norm.
+    The output gate and the output projection are shared: the two normalised outputs are summed, gated, projected.
+
+    Parameters
+    ----------
+    width
+        D of the residual stream.
+    heads, key_width, value_width
+        H, K and V of the recurrence, per direction.
+    conv_width
+        Taps of the depth-wise convolution on q, k and v.
+    eps
+        Of the output norm.
+
+    Notes
+    -----
+    The rows of ``in_proj.weight`` are [q, k, v, a, b] of the forward direction, the same of the reverse one, and the
+    gate: (2·(2·H·K + H·V + 2·H) + H·V, D). The two directions travel as one batch of 2·B through a single convolution
+    and a single call of the gated delta rule.
+    """
+
+    def __init__(
+        self, width: int, heads: int, key_width: int, value_width: int, conv_width: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.heads, self.key_width, self.value_width, self.eps = heads, key_width, value_width, eps
+        self.sizes = (heads * key_width, heads * key_width, heads * value_width)
+        self.channels = sum(self.sizes)
+        """Channels of q, k and v together, per direction."""
+        self.rows = self.channels + 2 * heads
+        """Rows of ``in_proj`` per direction."""
+        self.in_proj = nn.Linear(width, 2 * self.rows + heads * value_width, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(2, self.channels, conv_width))
+        self.A_log = nn.Parameter(torch.empty(2, heads))
+        self.dt_bias = nn.Parameter(torch.empty(2, heads))
+        self.norm_weight = nn.Parameter(torch.ones(2, value_width))
+        self.out_proj = nn.Linear(heads * value_width, width, bias=False)
+        self.reset_recurrence()
+
+    @torch.no_grad()
+    def reset_recurrence(self) -> None:
+        """Draw the convolutions, ``A_log`` and ``dt_bias`` as the code of Gated DeltaNet does."""
+        nn.init.kaiming_uniform_(self.conv_weight.flatten(0, 1).unsqueeze(1), a=math.sqrt(5))
+        # log U(0, 16), kept from 0, whose logarithm is no number.
+        self.A_log.uniform_(0, 16).clamp_(min=1e-2).log_()
+        low, high = math.log(1e-3), math.log(0.1)
+        step = self.dt_bias.uniform_(low, high).exp_()
+        # The inverse of softplus.
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def _project(self, x_BLD: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Rows of both directions, each in its order of travel (2, B, L, rows), and the gate (B, L, H·V)."""
+        width = x_BLD.shape[-1]
+        weight = self.in_proj.weight
+        both = torch.stack((x_BLD, reverse_letters(x_BLD, padding))).view(2, -1, width)
+        weight_2DR = weight[: 2 * self.rows].view(2, self.rows, width).transpose(1, 2)
+        rows = torch.bmm(both, weight_2DR).view(2, *x_BLD.shape[:2], self.rows)
+        return rows, F.linear(x_BLD, weight[2 * self.rows :])
+
+    def _gates(self, rows_2BLR: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """log α and β, each (2, B, L, H) in float32 or better: 0 at padding, where the state then stays as it is."""
+        dtype = torch.promote_types(rows_2BLR.dtype, torch.float32)
+        a, b = rows_2BLR[..., self.channels :].to(dtype).split(self.heads, dim=-1)
+        rate = self.A_log.to(dtype).exp()[:, None, None]
+        log_decay = -rate * F.softplus(a + self.dt_bias.to(dtype)[:, None, None])
+        beta = torch.sigmoid(b)
+        if padding is not None:
+            outside = ~padding.real[..., None]
+            log_decay, beta = log_decay.masked_fill(outside, 0.0), beta.masked_fill(outside, 0.0)
+        return log_decay, beta
+
+    def _merge(self, o_2BLHV: Tensor, gate_BLC: Tensor, padding: Padding | None) -> Tensor:
+        """Normalise each head's output, turn the reverse direction round, sum, gate: (B, L, H·V)."""
+        normal = [
+            rms_norm(o, weight, self.eps).flatten(2)
+            for o, weight in zip(o_2BLHV, self.norm_weight, strict=True)
+        ]
+        return (normal[0] + reverse_letters(normal[1], padding)) * F.silu(gate_BLC)
+
+    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
+        """Map ``x`` (B, L, D) to the same shape."""
+        if padding is not None:
+            # No linear has a bias: a zero here is a zero in the convolution.
+            x = x.masked_fill(~padding.real[..., None], 0.0)
+        rows, gate = self._project(x, padding)
+        q, k, v = convolution_silu(rows[..., : self.channels], self.conv_weight, self.sizes)
+        log_decay, beta = self._gates(rows, padding)
+        o, _ = gated_delta_rule(
+            q.view(-1, x.shape[1], self.heads, self.key_width),
+            k.view(-1, x.shape[1], self.heads, self.key_width),
+            v.view(-1, x.shape[1], self.heads, self.value_width),
+            log_decay.flatten(0, 1),
+            beta.flatten(0, 1),
+            scale=self.key_width**-0.5,
+            use_qk_l2norm_in_kernel=True,
+        )
+        o = o.to(gate.dtype).view(2, *x.shape[:2], self.heads, self.value_width)
+        return self.out_proj(self._merge(o, gate, padding))
+
+
+def rotary_table(length: int, width: int, base: float, device: torch.device) -> Tensor:
+    """Cosines and sines (2, L, 1, width / 2) float32 of positions 0 … length − 1 (Su et al., arXiv 2104.09864)."""
+    # In float32 the angle of a letter 100 kb away would be off by 0.01 rad; mps has no float64.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    frequency = base ** -(torch.arange(0, width, 2, dtype=dtype, device=device) / width)
+    angle = torch.outer(torch.arange(length, dtype=dtype, device=device), frequency)
+    return torch.stack((angle.cos(), angle.sin())).float().unsqueeze(2)
+
+
+def rotate(x_BLHD: Tensor, table: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + width / 2) of each head by the angle of their position."""
+    cos, sin = table.to(x_BLHD.dtype)
+    first, second = x_BLHD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Softmax self-attention over all letters, both ways, with rotary positions.
+
+    Memory is linear in the length, with padding too (the key mask is (B, 1, 1, L)); time is quadratic.
+    """
+
+    def __init__(self, width: int, heads: int, rotary_base: float) -> None:
+        super().__init__()
+        self.heads, self.head_width, self.rotary_base = heads, width // heads, rotary_base
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
+        """Map ``x`` (B, L, D) to the same shape; position 0 is the first letter."""
+        batch, length, width = x.shape
+        q, k, v = self.in_proj(x).view(batch, length, 3, self.heads, self.head_width).unbind(2)
+        table = rotary_table(length, self.head_width, self.rotary_base, x.device)
+        q, k, v = (piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))
+        keys = None if padding is None else padding.keys
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """A mixer of letters and a gated MLP, each behind an RMSNorm and beside a residual connection."""
+
+    def __init__(self, mixer: nn.Module, width: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(width, eps)
+        self.mixer = mixer
+        self.mlp_norm = RMSNorm(width, eps)
+        self.mlp = GatedMLP(width, hidden)
+
+    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
+        """Map ``x`` (B, L, D) to the same shape."""
+        x = x + self.mixer(self.mixer_norm(x), padding)
+        return x + self.mlp(self.mlp_norm(x))

@@ -1,0 +1,200 @@
+"""Models as folders: ``config.json`` and safetensors files, found by path, by bundled name or on the Hugging Face Hub."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from had.errors import RunFault, UserError
+from had.files import atomic_write_bytes, atomic_write_text
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+DECODER_FILE = "decoder.safetensors"
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "assets"
+DEFAULT_MODEL = "student"
+"""Name of the bundled model that ``had.load()`` gives."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(path.parent.name for path in BUNDLED_FOLDER.glob(f"*/{CONFIG_FILE}"))
+
+
+def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Find the folder of a saved model; the network is used for nothing but a Hub name.
+
+    Parameters
+    ----------
+    name
+        An existing folder, the name of a bundled model, or a Hub repository ``owner/name``, looked for in this order.
+    revision
+        Branch, tag or commit of the Hub repository.
+
+    Raises
+    ------
+    had.errors.UserError
+        There is nothing of that name, or the Hub cannot be reached or refuses.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if (BUNDLED_FOLDER / path / CONFIG_FILE).is_file() and len(path.parts) == 1:
+        return BUNDLED_FOLDER / path
+    if path.is_file():
+        raise UserError(f"{path} is a file; name the model's folder, the one that holds {CONFIG_FILE}.")
+    bundled = ", ".join(bundled_models()) or "none"
+    if str(name) == DEFAULT_MODEL:
+        raise UserError(
+            f"the trained model {DEFAULT_MODEL!r} is not part of this installation (bundled: {bundled}); name a folder "
+            "written by `had pretrain`, or a Hub repository."
+        )
+    # A mistyped `runs/model` looks like a Hub name; where `runs` is a folder here, nobody meant the Hub.
+    if not _HUB_NAME.fullmatch(str(name)) or path.parent.is_dir():
+        raise UserError(f"{name}: no folder here and no bundled model has this name (bundled: {bundled}).")
+    try:
+        return Path(
+            snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG_FILE, "*.safetensors"])
+        )
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason}).") from error
+
+
+def read_config(folder: Path, model_type: str) -> dict[str, Any]:
+    """Read ``config.json`` and check its ``model_type``.
+
+    Raises
+    ------
+    had.errors.UserError
+        The file is absent, is not a JSON object, or belongs to another kind of model.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no {CONFIG_FILE}: it is not the folder of a saved model.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); save the model again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} does not hold a JSON object; save the model again.")
+    if (found := config.pop("model_type", None)) != model_type:
+        raise UserError(f"{path} describes a model of type {found!r}; this loader reads {model_type!r}.")
+    return config
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Copy the tensors of a safetensors file into a module, all of them and nothing else.
+
+    Raises
+    ------
+    had.errors.UserError
+        The file is absent or damaged, or names or shapes differ from the module's; the message lists them.
+    """
+    try:
+        found = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} holds no {path.name}: the model's weights are missing.") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); copy or download it again."
+        ) from error
+    wanted = module.state_dict()
+    faults = []
+    if missing := [key for key in wanted if key not in found]:
+        faults.append(f"missing: {_some(missing)}")
+    if unexpected := [key for key in found if key not in wanted]:
+        faults.append(f"unexpected: {_some(unexpected)}")
+    shapes = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    if shapes:
+        faults.append(f"of another shape: {_some(shapes)}")
+    if faults:
+        raise UserError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(faults)}.")
+    module.load_state_dict(found)
+
+
+def _some(items: list[str], limit: int = 5) -> str:
+    """List the first few of many."""
+    rest = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    model_type: str,
+    config: Mapping[str, Any],
+    weights: Mapping[str, nn.Module | None],
+) -> Path:
+    """Write a model's folder, each file whole or not at all, ``config.json`` last.
+
+    Parameters
+    ----------
+    folder
+        Made where it does not exist.
+    model_type, config
+        Content of ``config.json``.
+    weights
+        File name to module; a file whose module is None is removed, so that no decoder of an earlier save stays.
+
+    Raises
+    ------
+    had.errors.UserError
+        ``folder`` is a file.
+    had.errors.RunFault
+        The disk refused.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder to save the model in.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, module in weights.items():
+            if module is None:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFault(f"{folder}: could not be written ({error.strerror or error}).") from error
+    for name, module in weights.items():
+        if module is not None:
+            atomic_write_bytes(folder / name, save(_plain(module.state_dict()), metadata={"format": "pt"}))
+    text = json.dumps({"model_type": model_type, **config}, indent=2, ensure_ascii=False)
+    atomic_write_text(folder / CONFIG_FILE, text + "\n")
+    return folder
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: on the CPU, contiguous, sharing no memory."""
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in state.items()}
+
+
+def upload_folder(
+    folder: str | os.PathLike[str], repo_id: str, private: bool = False, token: str | None = None
+) -> str:
+    """Upload a saved model to the Hugging Face Hub and give the address of the commit.
+
+    Raises
+    ------
+    had.errors.UserError
+        The Hub cannot be reached or refuses (no login, no right to write).
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model"))
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"{repo_id}: the Hub did not take the model ({str(error).strip().splitlines()[0]})."
+        ) from error

@@ -1,0 +1,383 @@
+"""The student: HAD's bidirectional Gated DeltaNet with one attention block, on single nucleotides.
+
+The order of layers is that of "HAD: Hybrid Architecture Distillation …" (Yang et al., arXiv 2505.20836); sizes, what
+the two directions share, and the initialisation are this project's, since the authors published no code.
+
+Shape suffixes: B batch, L length, D width.
+"""
+
+import dataclasses
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from had.errors import UserError
+from had.models.embedding import embed
+from had.models.functional import permute_letters
+from had.models.layers import BiGatedDeltaNet, Block, Padding, RMSNorm, SelfAttention
+from had.models.saving import (
+    DECODER_FILE,
+    DEFAULT_MODEL,
+    WEIGHTS_FILE,
+    find_folder,
+    load_weights,
+    read_config,
+    upload_folder,
+    write_folder,
+)
+
+_FOREIGN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+"""What transformers adds to a config.json; nothing here depends on it."""
+
+
+@dataclass
+class HADConfig:
+    """Sizes of the student and of its reconstruction decoder; the defaults have 1,088,928 parameters (student)."""
+
+    model_type: ClassVar[str] = "had"
+
+    vocab_size: int = 12
+    """Number of tokens (those of HyenaDNA's character tokenizer)."""
+    pad_token_id: int = 4
+    """Id of ``[PAD]``."""
+    mask_token_id: int = 3
+    """Id of ``[MASK]``."""
+    hidden_size: int = 128
+    """Width d of the residual stream."""
+    intermediate_size: int = 320
+    """Hidden width of each gated MLP."""
+    recurrent_blocks: int = 4
+    """Blocks of bidirectional Gated DeltaNet and MLP."""
+    attention_blocks: int = 1
+    """Blocks of softmax attention and MLP, after the recurrent ones."""
+    recurrent_heads: int = 2
+    """Heads H of the gated delta rule, per direction."""
+    key_width: int = 32
+    """Width K of queries and keys, per head of the gated delta rule."""
+    value_width: int = 64
+    """Width V of values, per head of the gated delta rule."""
+    conv_width: int = 4
+    """Taps of the depth-wise convolution on q, k and v."""
+    attention_heads: int = 2
+    """Heads of softmax attention, each hidden_size / attention_heads wide."""
+    rotary_base: float = 10_000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every RMSNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh linears and embeddings; output projections have 1/√(2·blocks) of it."""
+    max_length: int = 131_072
+    """Longest input in letters. No weight depends on it: it guards against attention's quadratic time."""
+    decoder_heads: int = 4
+    """Heads of the reconstruction decoder's cross-attention."""
+
+    def __post_init__(self) -> None:
+        sizes = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.type is int and field.name not in ("pad_token_id", "mask_token_id", "attention_blocks")
+        }
+        for name, value in sizes.items():
+            if value < (0 if name == "recurrent_blocks" else 1):
+                raise ValueError(f"{name} must be positive; got {value}")
+        for name in ("attention_heads", "decoder_heads"):
+            if self.hidden_size % (2 * getattr(self, name)):
+                raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of twice {name}")
+        if self.n_blocks < 1:
+            raise ValueError("a model needs at least one block")
+        for name in ("pad_token_id", "mask_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name} must lie in 0 … vocab_size − 1; got {getattr(self, name)}")
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of both kinds."""
+        return self.recurrent_blocks + self.attention_blocks
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields by name, as ``config.json`` holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HADConfig":
+        """Make a config of a dictionary, refusing names it does not know.
+
+        Raises
+        ------
+        had.errors.UserError
+            An unknown name, or a value that is not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
+            raise UserError(
+                f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?"
+            )
+        try:
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+
+
+@dataclass
+class HADOutput:
+    """Result of a forward pass; at padding every feature is 0."""
+
+    last_hidden_state: Tensor
+    """(B, L, D), after the final RMSNorm."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """Blocks + 1 tensors (B, L, D): the embedding, then each block's output; the last is ``last_hidden_state``."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a padded batch of the caller is turned into a right-padded one and back."""
+
+    padding: Padding
+    mask: Tensor
+    """(B, L) bool, in the caller's layout."""
+    index: Tensor
+    """(B, L) int64: flat source of each position of the right-padded batch: every row is rolled."""
+    inverse: Tensor
+
+    def restore(self, x_BLD: Tensor) -> Tensor:
+        """Put features back where the caller's letters are, 0 elsewhere."""
+        return permute_letters(x_BLD, self.inverse, self.index).masked_fill(~self.mask[..., None], 0.0)
+
+
+def _layout(attention_mask: Tensor | NDArray[Any] | None, input_ids: Tensor) -> _Layout | None:
+    """Read an attention mask; None where nothing is padded."""
+    if attention_mask is None:
+        return None
+    mask = torch.as_tensor(attention_mask) != 0
+    if mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is {tuple(mask.shape)} but input_ids is {tuple(input_ids.shape)}")
+    # On a GPU these looks would make the CPU wait for it at every step.
+    if mask.device.type == "cpu":
+        if mask.all():
+            return None
+        runs = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+        if (runs > 1).any():
+            row = int((runs > 1).nonzero()[0])
+            raise ValueError(
+                f"attention_mask has a hole in row {row}: padding may stand only before or after the letters"
+            )
+    mask = mask.to(input_ids.device)
+    batch, length = mask.shape
+    row = torch.arange(batch, device=mask.device)[:, None] * length
+    position = torch.arange(length, device=mask.device)
+    start = mask.int().argmax(1)[:, None]
+    return _Layout(
+        Padding.from_lengths(mask.sum(1), length),
+        mask,
+        (position + start) % length + row,
+        (position - start) % length + row,
+    )
+
+
+class HADModel(nn.Module):
+    """The student: character tokens → blocks of bidirectional Gated DeltaNet → one attention block → RMSNorm.
+
+    Parameters
+    ----------
+    config
+        Sizes; the default is the 1.1 M-parameter student. Weights are drawn from torch's global generator.
+    """
+
+    def __init__(self, config: HADConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or HADConfig()
+        width = config.hidden_size
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        mixers: list[nn.Module] = [
+            BiGatedDeltaNet(
+                width,
+                config.recurrent_heads,
+                config.key_width,
+                config.value_width,
+                config.conv_width,
+                config.norm_eps,
+            )
+            for _ in range(config.recurrent_blocks)
+        ]
+        mixers += [
+            SelfAttention(width, config.attention_heads, config.rotary_base)
+            for _ in range(config.attention_blocks)
+        ]
+        self.blocks = nn.ModuleList(
+            Block(mixer, width, config.intermediate_size, config.norm_eps) for mixer in mixers
+        )
+        self.norm = RMSNorm(width, config.norm_eps)
+        initialise(self, config.initializer_range, config.n_blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    def forward(
+        self,
+        input_ids: Tensor | NDArray[Any],
+        attention_mask: Tensor | NDArray[Any] | None = None,
+        output_hidden_states: bool = False,
+    ) -> HADOutput:
+        """Compute the features of each letter.
+
+        Parameters
+        ----------
+        input_ids
+            (B, L) integer token ids, torch or numpy.
+        attention_mask
+            (B, L), 0 at padding. Padding may stand before or after the letters of a row; real positions then have the
+            numbers each sequence has alone (up to the rounding of sums in another order), and padded ones are 0. A row
+            without any letter is allowed. None (nothing is padded) is fastest.
+        output_hidden_states
+            Whether to keep the output of every block.
+
+        Raises
+        ------
+        ValueError
+            ``input_ids`` is not a (B, L) integer array with 1 ≤ L ≤ ``config.max_length``, or the mask has another
+            shape or a hole. Holes are looked for only in masks that are in the CPU's memory.
+        """
+        ids = torch.as_tensor(input_ids)
+        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(
+                f"input_ids must be integers of shape (B, L); got {ids.dtype} {tuple(ids.shape)}"
+            )
+        if not 1 <= ids.shape[1] <= self.config.max_length:
+            raise ValueError(
+                f"input_ids must be 1 to {self.config.max_length} letters long (config.max_length); got {ids.shape[1]}"
+            )
+        ids = ids.to(self.device, torch.int64)
+        layout = _layout(attention_mask, ids)
+        padding = None if layout is None else layout.padding
+        x = self.embedding(ids if layout is None else ids.take(layout.index))
+        states = [x]
+        for block in self.blocks:
+            x = block(x, padding)
+            states.append(x)
+        states[-1] = self.norm(x)
+        if layout is not None:
+            states = [layout.restore(state) for state in (states if output_hidden_states else states[-1:])]
+        return HADOutput(states[-1], tuple(states) if output_hidden_states else None)
+
+    def embed(
+        self,
+        sequences: Sequence[str],
+        pooling: Literal["mean", "max", "none"] = "mean",
+        batch_size: int = 32,
+        both_strands: bool = False,
+        layer: int = -1,
+    ) -> Any:
+        """Embed DNA sequences: ``had.models.embedding.embed`` of this model, whose docstring has the details.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, D) float32, one row per sequence, in order; for ``pooling="none"`` a list of n arrays (length, D).
+        """
+        return embed(self, sequences, pooling, batch_size, both_strands, layer)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], decoder: nn.Module | None = None) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where a decoder is given, ``decoder.safetensors``.
+
+        Each file appears whole or not at all. Without a decoder one that an earlier save left is removed.
+
+        Raises
+        ------
+        had.errors.UserError
+            ``folder`` is a file.
+        had.errors.RunFault
+            The disk refused.
+        """
+        weights = {WEIGHTS_FILE: self, DECODER_FILE: decoder}
+        write_folder(folder, self.config.model_type, self.config.to_dict(), weights)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> "HADModel":
+        """Load a student from a folder, a bundled name or a Hub repository, on the CPU, in evaluation mode.
+
+        Raises
+        ------
+        had.errors.UserError
+            Nothing of that name is found, or its files are missing, damaged or of another model.
+        """
+        folder = find_folder(name, revision)
+        model = cls(HADConfig.from_dict(read_config(folder, HADConfig.model_type)))
+        load_weights(model, folder / WEIGHTS_FILE)
+        return model.eval()
+
+    def push_to_hub(
+        self, repo_id: str, decoder: nn.Module | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Save to the Hugging Face Hub as ``owner/name`` and give the address of the commit.
+
+        Raises
+        ------
+        had.errors.UserError
+            The Hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, decoder)
+            return upload_folder(folder, repo_id, private, token)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, spread: float, n_blocks: int) -> None:
+    """Draw every linear and embedding from N(0, spread²); output projections from (spread / √(2·blocks))²."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            is_output = name.rpartition(".")[2] == "out_proj"
+            nn.init.normal_(part.weight, std=spread / math.sqrt(2 * n_blocks) if is_output else spread)
+
+
+_NO_DECAY = {"A_log", "dt_bias", "norm_weight", "mask_embedding"}
+
+
+def _without_decay(module: nn.Module) -> Iterator[nn.Parameter]:
+    for part in module.modules():
+        whole = isinstance(part, nn.Embedding | nn.LayerNorm | RMSNorm)
+        for name, parameter in part.named_parameters(recurse=False):
+            if whole or name in _NO_DECAY or name.endswith("bias"):
+                yield parameter
+
+
+def parameter_groups(*modules: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: no weight decay on ``A_log``, ``dt_bias``, norms, embeddings and biases.
+
+    Parameters
+    ----------
+    *modules
+        The student and whatever is trained with it; a parameter that several share is listed once.
+    weight_decay
+        Of the other parameters (matrices and convolutions).
+
+    Returns
+    -------
+    list of dict
+        Two groups of parameters that require a gradient, decayed ones first, in the order of ``parameters()``.
+    """
+    spared = {id(parameter) for module in modules for parameter in _without_decay(module)}
+    parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    return [
+        {"params": [p for key, p in parameters.items() if key not in spared], "weight_decay": weight_decay},
+        {"params": [p for key, p in parameters.items() if key in spared], "weight_decay": 0.0},
+    ]
+
+
+def load(name: str | os.PathLike[str] | None = None) -> HADModel:
+    """Load a student, ready to use: a bundled name, a folder, or a Hub repository; default: the bundled student.
+
+    Raises
+    ------
+    had.errors.UserError
+        Nothing of that name is found, or its files are missing, damaged or of another model.
+    """
+    return HADModel.from_pretrained(DEFAULT_MODEL if name is None else name)

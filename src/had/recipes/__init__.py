@@ -1,0 +1,1 @@
+"""Recipes shipped with the package: YAML files, loaded by name."""

@@ -1,0 +1,1 @@
+"""Training: one loop, its objectives, and the folder a run leaves behind."""

@@ -1,0 +1,67 @@
+"""Where a run computes: device, processes, precision, threads, allocator."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from had.errors import UserError
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 matrices natively (emulated ones are slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return False
+
+
+def make_accelerator(precision: str, device: str, trackers: list[str], folder: Path | None) -> Any:
+    """The accelerate handle: devices, processes, precision and trackers come from the launcher's environment."""
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    wanted = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device auto or cpu")
+    bf16 = precision == "bf16" or (precision == "auto" and native_bf16(torch.device(wanted)))
+    project = None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+    return Accelerator(
+        cpu=wanted == "cpu",
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=trackers or None,
+        project_config=project,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory instead of giving it back to the system after every large tensor.
+
+    The pages of a fresh 16 MB tensor cost more than the arithmetic on it on some machines; training frees and takes
+    the same sizes at every step. Elsewhere than on Linux with glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many CPU threads in every operation; None leaves the caller's setting."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise UserError(f"--threads must be at least 1; got {threads}")
+    torch.set_num_threads(threads)

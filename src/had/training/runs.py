@@ -1,0 +1,123 @@
+"""What `pretrain` and `teacher train` share: open the data, make or resume the run folder, train, draw the losses."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from had.config import to_dict
+from had.console import say
+from had.files import atomic_write_text
+from had.training.data import DataConfig, WindowData
+from had.training.devices import keep_freed_memory, make_accelerator, set_threads
+from had.training.held_out import as_lines, baseline_record, report
+from had.training.loop import Objective, Trainer, TrainingConfig
+from had.training.run_folder import RunFolder
+
+
+@dataclass
+class RunOptions:
+    """How this invocation runs; nothing here changes what is learnt."""
+
+    resume: str | None = None
+    """auto, the path of a checkpoint, or None for a new run."""
+    stop_after: int | None = None
+    """Stop once this step is done; the schedule stays the recipe's."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads; None: the machine's default."""
+    dry_run: bool = False
+    """Only say what would be read, written and computed."""
+    quiet: bool = False
+    """No progress bar and no remarks."""
+
+
+class RunConfig(Protocol):
+    """The parts of a recipe that every run has."""
+
+    seed: int
+    data: DataConfig
+    training: TrainingConfig
+
+
+def execute(
+    config: Any, out: Path, options: RunOptions, make_objective: Callable[[WindowData, Any], Objective]
+) -> int:
+    """Run a recipe from its start, or from a checkpoint, to its end; return the step reached."""
+    keep_freed_memory()
+    set_threads(options.threads)
+    training: TrainingConfig = config.training
+    data = WindowData.open(config.data, config.seed, progress=not options.quiet)
+    accelerator = make_accelerator(training.precision, options.device, training.trackers, out)
+    main = accelerator.is_main_process
+    if main:
+        for line in data.facts():
+            say(line)
+        say(_plan(config, accelerator, out))
+    if options.dry_run:
+        return 0
+    objective = make_objective(data, accelerator)
+    run = _open_run(config, out, options, data, accelerator)
+    if training.trackers:
+        accelerator.init_trackers("had", config={})
+    try:
+        if main and run.resume_from is None and (scores := objective.scores()):
+            run.append_metrics(baseline_record(scores))
+        trainer = Trainer(objective, training, run, accelerator, seed=config.seed, quiet=options.quiet)
+        step = trainer.run(resume_from=run.resume_from, stop_after=options.stop_after)
+        if main and step == training.steps and (scores := objective.scores()):
+            result = report(scores)
+            atomic_write_text(out / "validation.json", json.dumps(result, indent=1) + "\n")
+            for line in as_lines(result):
+                say(line)
+    finally:
+        if training.trackers:
+            accelerator.end_training()
+        run.close()
+    if main:
+        from had.training.plots import plot_losses
+
+        plot_losses(run.read_metrics(), out / "losses.png")
+    return step
+
+
+def _open_run(config: Any, out: Path, options: RunOptions, data: WindowData, accelerator: Any) -> RunFolder:
+    """The main process makes or opens the folder; the others wait and only learn where to go on from."""
+    if accelerator.num_processes == 1 or accelerator.is_main_process:
+        run = RunFolder.open(
+            out,
+            to_dict(config),
+            sys.argv,
+            {"genome": data.genome.digest},
+            resume=options.resume,
+            seed=config.seed,
+            threads=torch.get_num_threads(),
+            processes=accelerator.num_processes,
+        )
+        for note in run.notes:
+            say(note)
+    else:
+        run = RunFolder(out)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        where = [run.resume_from]
+        broadcast_object_list(where)
+        run.resume_from = where[0]
+    return run
+
+
+def _plan(config: Any, accelerator: Any, out: Path) -> str:
+    training = config.training
+    bp = training.steps * training.global_batch * config.data.window
+    return (
+        f"{training.steps:,} steps of {training.global_batch:,} windows of {config.data.window:,} bp: {bp / 1e6:,.1f} Mbp, "
+        f"on {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s), device "
+        f"{accelerator.device.type}, {'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}; "
+        f"into {out}."
+    )
