@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from had import config
@@ -170,6 +170,7 @@ texts = st.text(max_size=12) | st.sampled_from(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.builds(
         Recipe,

@@ -1,8 +1,8 @@
 """Numbers from predictions, by scikit-learn and SciPy, with the degenerate cases defined.
 
-Everywhere: no rows give NaN; a NaN or infinite score, truth or prediction is an error (a metric must not hide that
-a model diverged); ties between scores count half (AUROC) or fall on one threshold (AUPRC), so the order of rows never
-matters. Each function says what it returns where its definition divides by zero.
+Everywhere: no rows give NaN; a NaN or infinite score, truth or prediction is an error (a metric must not hide
+that a model diverged); ties between scores count half (AUROC) or fall on one threshold (AUPRC), so the order
+of rows never matters. Each function says what it returns where its definition divides by zero.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ TASKS = ("binary", "multiclass", "multilabel", "regression")
 
 
 def mcc(y_true: ArrayLike, y_pred: ArrayLike) -> float:
-    """Matthews correlation of class ids (n,), any number of classes; 0 where one only is present or predicted."""
+    """Matthews correlation of class ids (n,); 0 where only one class is present, or predicted."""
     true, pred = _pair(y_true, y_pred)
     if len(true) == 0:
         return np.nan
@@ -35,8 +35,8 @@ def accuracy(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 def macro_f1(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     """Mean over classes of F1, of class ids (n,).
 
-    A class that is present but never predicted, or predicted but not present, has F1 0; a class that is neither
-    is left out of the mean (scikit-learn's convention, and that of the published tables).
+    A class that is present but never predicted, or predicted but not present, has F1 0; a class that is
+    neither is left out of the mean (scikit-learn's convention, and that of the published tables).
     """
     true, pred = _pair(y_true, y_pred)
     return float(sk.f1_score(true, pred, average="macro", zero_division=0)) if len(true) else np.nan
@@ -53,8 +53,8 @@ def auroc(y_true: ArrayLike, scores: ArrayLike) -> float:
 def auprc(y_true: ArrayLike, scores: ArrayLike) -> float:
     """Average precision of labels 0, 1 (n,) by scores (n,); NaN where one class only is present.
 
-    Its level under chance is the share of positives, so compare it on equal rows only. (With positives alone it
-    would be 1 for any scores: NaN says that nothing was measured.)
+    Its level under chance is the share of positives, so compare it on equal rows only. (With positives alone
+    it would be 1 for any scores: NaN says that nothing was measured.)
     """
     true, score = _binary(y_true, scores)
     if not 0 < true.sum() < len(true):
@@ -73,7 +73,7 @@ def spearman(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
 
 def r2(y_true: ArrayLike, y_pred: ArrayLike) -> float:
-    """Coefficient of determination of values (n,), below 0 if worse than the mean; NaN for n < 2 or a constant truth."""
+    """Coefficient of determination of values (n,); NaN for n < 2 or a constant truth."""
     true, pred = _finite_pair(y_true, y_pred)
     if len(true) < 2 or _is_constant(true):
         return np.nan
@@ -87,7 +87,7 @@ def mse(y_true: ArrayLike, y_pred: ArrayLike) -> float:
 
 
 def confusion_matrix(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    """Count rows by true (first axis) and predicted class, (n_classes, n_classes); empty classes keep their place.
+    """Count rows by true (first axis) and predicted class: (n_classes, n_classes), empty classes included.
 
     Raises
     ------
@@ -114,8 +114,8 @@ def compute(
     y_true
         Class ids (n,); (n, labels) of 0 and 1 for multilabel; values (n,) for regression.
     y_pred
-        Predictions in the same form. For binary and multiclass it may be left out where ``scores`` has a column
-        per class: the class of the highest score (the first of equals).
+        Predictions in the same form. For binary and multiclass it may be left out where ``scores`` has a
+        column per class: the class of the highest score (the first of equals).
     scores
         Probabilities or any increasing function of them: (n, classes), for binary also (n,) for class 1;
         (n, labels) for multilabel. Optional: without them the areas under curves are left out.
@@ -124,8 +124,8 @@ def compute(
     -------
     - binary: ``mcc``, ``accuracy``, ``macro_f1`` and, with scores, ``auroc``, ``auprc``;
     - multiclass: the same; ``auroc`` and ``auprc`` of each class against the rest, mean over those defined;
-    - multilabel: each of these per label, mean over those defined, and ``exact_match`` (share of rows with every
-      label right);
+    - multilabel: each of these per label, mean over those defined, and ``exact_match`` (share of rows with
+      every label right);
     - regression: ``pearson``, ``spearman``, ``r2``, ``mse``.
 
     Raises

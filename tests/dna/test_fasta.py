@@ -28,7 +28,7 @@ def slow_letters(sequence: str) -> str:
 
 
 def bgzf(data: bytes, block: int) -> bytes:
-    """Gzip members as bgzip writes them: an extra field with the member's size, an empty member at the end."""
+    """Gzip members as bgzip writes them: each with its size in an extra field, the last one empty."""
     members = b""
     for start in range(0, len(data), block):
         plain = gzip.compress(data[start : start + block], mtime=0)
@@ -49,7 +49,8 @@ def fasta_files(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
     records = {name: draw(letters) for name in draw(names)}
     text = draw(st.sampled_from(["", end, "\ufeff"]))
     for name, sequence in records.items():
-        text += f">{draw(st.sampled_from(['', ' ']))}{name}{draw(st.sampled_from(['', ' about > it', chr(9) + 'x']))}{end}"
+        indent, about = draw(st.sampled_from(["", " "])), draw(st.sampled_from(["", " about > it", "\tx"]))
+        text += f">{indent}{name}{about}{end}"
         while sequence:
             width = draw(st.integers(1, 40))
             text += sequence[:width] + draw(st.sampled_from(["", " "])) + end * draw(st.integers(1, 2))
@@ -107,7 +108,10 @@ def test_ambiguous_letters_are_counted_by_letter() -> None:
         (b">\nACGT\n", "line 1 has no name"),
         (b">a\nAC\n>  \nACGT\n", "line 3 has no name"),
         (b">a\nAC>b\nACGT\n", "'>' in the middle of line 2"),
-        (b">a\nACGT\nACETG\n", r"record 'a' has the character 'E' at position 7 \(0-based: 6; line 3\).*protein"),
+        (
+            b">a\nACGT\nACETG\n",
+            r"record 'a' has the character 'E' at position 7 \(0-based: 6; line 3\).*protein",
+        ),
         (b">a\nACGT\n>b\nAC-G\n", r"record 'b' has the character '-' at position 3 .*gaps"),
         (b">a\r\nAC\r\nAC1G\r\n", r"'1' at position 5 \(0-based: 4; line 3\)"),
         (b">a\nAC\n\xff\n", "position 3"),
@@ -162,7 +166,8 @@ def test_damaged_gzip_is_refused(tmp_path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("magic", "kind"), [(b"BZh9", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip")]
+    ("magic", "kind"),
+    [(b"BZh9", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip")],
 )
 def test_other_compressions_are_named(tmp_path: Path, magic: bytes, kind: str) -> None:
     path = tmp_path / "x"

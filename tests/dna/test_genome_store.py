@@ -127,9 +127,7 @@ def test_no_file_at_all_is_refused(cache: Path) -> None:
         open_quietly([], cache)
 
 
-def test_a_second_open_does_not_read_the_file(
-    fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_open_does_not_read_the_file(fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_quietly(fasta, cache)
     forbid_reading(monkeypatch)
     monkeypatch.setattr(store, "sha256_of_file", store.read_blocks)
@@ -151,6 +149,13 @@ def test_a_changed_file_of_the_same_size_is_read_again(fasta: Path, cache: Path)
     for text in (TEXT, TEXT.replace("TTTT", "AAAA"), TEXT.replace("TTTT", "CCCC")):
         fasta.write_text(text)
         assert decode(open_quietly(fasta, cache).codes)[11:15] == text.split("two\n")[1][:4]
+
+
+def test_a_file_is_read_only_after_the_clock_tick_that_wrote_it(fasta: Path) -> None:
+    # Else a second change within the tick would leave size and time stamp as they were when it was read.
+    os.utime(fasta)
+    _, _, written_ns = store._look(fasta)
+    assert time.time_ns() - written_ns >= 0.9 * store._CLOCK_TICK_NS
 
 
 def flip_a_byte(cache: Path) -> None:
@@ -253,9 +258,7 @@ def test_a_cache_folder_that_cannot_be_made_is_the_users_matter(fasta: Path, tmp
         open_quietly(fasta, tmp_path / "file")
 
 
-def test_a_disk_that_damages_files_is_a_fault(
-    fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_damages_files_is_a_fault(fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_load", lambda folder: None)
     with pytest.raises(RunFault, match="check the disk"):
         open_quietly(fasta, cache)

@@ -244,7 +244,7 @@ def test_a_held_out_end_of_n_is_warned_of() -> None:
 
 
 def test_a_genome_without_one_training_window_is_refused() -> None:
-    with pytest.raises(UserError, match="no training interval holds 10 letters.*shorter"):
+    with pytest.raises(UserError, match=r"no training interval holds 10 letters.*shorter"):
         make_splits(Genome.from_sequences({"a": "ACGTACGTA" + "N" * 50}), length=L)
 
 

@@ -5,8 +5,9 @@ import had.dna
 
 
 def test_the_package_imports_neither_numpy_nor_torch() -> None:
-    code = "import sys; sys.path[:0] = sys.argv[1:]; import had.dna; print({'numpy', 'torch'} & set(sys.modules))"
-    output = subprocess.run([sys.executable, "-c", code, *sys.path], capture_output=True, text=True, check=True)
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import had.dna; print({'numpy', 'torch'} & {*sys.modules})"
+    command = [sys.executable, "-c", code, *sys.path]
+    output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "set()"
 
 

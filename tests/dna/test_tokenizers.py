@@ -56,7 +56,14 @@ def test_kmer_decoding_and_attributes_are_the_publishers(vectors: dict) -> None:
     assert kmers.decode(case["ids"]) == case["text"]
     assert kmers.decode(np.array(case["ids"]), skip_special_tokens=True) == case["skip_special"]
     attributes = vectors["extra"]["attrs"]
-    for name in ("vocab_size", "model_max_length", "unk_token_id", "pad_token_id", "mask_token_id", "cls_token_id"):
+    for name in (
+        "vocab_size",
+        "model_max_length",
+        "unk_token_id",
+        "pad_token_id",
+        "mask_token_id",
+        "cls_token_id",
+    ):
         assert getattr(kmers, name) == attributes[name]
     assert len(kmers) == attributes["len"]
     for token, token_id in vectors["extra"]["token_ids"].items():

@@ -105,9 +105,7 @@ def test_fixed_starts_do_not_change_over_epochs(genome: Genome) -> None:
     assert (epochs[0] == epochs[2]).all()
 
 
-def test_codes_are_the_genomes_letters_reverse_complemented_where_drawn(
-    genome: Genome, sampler: WindowSampler
-) -> None:
+def test_codes_are_the_genomes_letters_reverse_complemented_where_drawn(genome: Genome, sampler: WindowSampler) -> None:
     letters = decode(genome.codes)
     positions, reverse = sampler.draw(np.arange(200))
     assert 60 < reverse.sum() < 140

@@ -240,6 +240,9 @@ def test_what_a_kill_leaves_is_ignored_and_then_cleared(
     assert len(copies) >= 6
     assert any(hidden(copy) for copy in copies)
     for copy in copies:
+        unread = shutil.copytree(copy, tmp_path / "unread" / copy.name)
+        save_checkpoint(unread, 3, tensors(3), {"step": 3}, keep=None)
+        assert len(list_checkpoints(unread)) >= 2, "saving at once must lose nothing either"
         newest, skipped = latest_valid(copy)
         assert newest is not None
         assert skipped == []
@@ -283,6 +286,20 @@ def test_a_changed_byte_anywhere_is_found(written: Path, name: str, place: float
         with pytest.raises(UserError, match="damaged"):
             load_checkpoint(written)
     assert verify_checkpoint(written) is None
+
+
+@pytest.mark.parametrize(
+    ("written_as", "changed_to"), [(b"\n ", b"\n\t"), (b": 7\n", b": 7.0\n"), (b"1,", b"2,")]
+)
+def test_a_manifest_that_means_the_same_or_lies_is_damaged_too(
+    written: Path, written_as: bytes, changed_to: bytes
+) -> None:
+    def replace(content: bytes) -> bytes:
+        assert written_as in content
+        return content.replace(written_as, changed_to, 1)
+
+    with damaged(written / "manifest.json", replace):
+        assert "damaged" in (verify_checkpoint(written) or "")
 
 
 @QUICK

@@ -87,6 +87,25 @@ def test_training_goes_on_bit_for_bit_after_a_checkpoint(make: Maker, tmp_path: 
             assert type(value) is type(after["state"][index][key])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+def test_state_returns_to_the_devices_where_the_optimizer_keeps_it(options: dict[str, bool]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    one, other = model().cuda(), model().cuda()
+    optimizer, again = adamw(one, **options), adamw(other, **options)
+    for p in one.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    tensors, state = optimizer_tensors(optimizer, one.named_parameters())
+    on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
+    restore_optimizer(again, other.named_parameters(), on_cpu, state)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        for key, value in optimizer.state[p].items():
+            assert again.state[q][key].device == value.device, key
+            assert torch.equal(again.state[q][key], value)
+
+
 def test_forgetting_the_state_would_be_noticed() -> None:
     """The comparison above can fail: without the moments the weights differ."""
     one, other = model(), model()

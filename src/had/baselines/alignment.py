@@ -10,11 +10,13 @@ from typing import Protocol, TypeAlias
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from had.dna.alphabet import N_KMERS
 from had.errors import UserError
+from had.files import atomic_write_bytes
 
 Array: TypeAlias = Tensor | NDArray
 
@@ -66,13 +68,13 @@ class KmerTable:
         Parameters
         ----------
         features
-            Teacher features (n, T, D), any floating type and device.
+            Teacher features (n, T, D) as the loss sees them (normalised), any floating type and device.
         kmers
             6-mer index (n, T) in 0…4095, the order of :func:`had.dna.alphabet.kmer_indices`
             (the teacher's token id minus 6).
         visible
-            Tokens to use (n, T) bool; all where None. Leave hidden tokens out: their features do not know their
-            6-mers.
+            Tokens to use (n, T) bool; all where None. Leave hidden tokens out: their features do not know
+            their 6-mers.
         """
         features, kmers = torch.as_tensor(features), torch.as_tensor(kmers)
         _check_shapes(features, kmers, self.width)
@@ -125,7 +127,7 @@ class KmerTable:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write counts and sums as safetensors."""
-        save_file({"counts": self.counts, "sums": self.sums}, path)
+        atomic_write_bytes(path, to_safetensors({"counts": self.counts, "sums": self.sums}))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "KmerTable":
@@ -168,9 +170,11 @@ class MeanVector:
     def update(self, features: Array, kmers: Array | None = None, visible: Array | None = None) -> None:
         """Add the features (n, T, D) of some training windows; ``kmers`` is not looked at."""
         features = torch.as_tensor(features).detach()
-        tokens = features.reshape(-1, features.shape[-1]) if visible is None else features[
-            torch.as_tensor(visible, device=features.device)
-        ]
+        tokens = (
+            features.reshape(-1, features.shape[-1])
+            if visible is None
+            else features[torch.as_tensor(visible, device=features.device)]
+        )
         self.sum += tokens.cpu().sum(dim=0, dtype=torch.float64)
         self.count += len(tokens)
 
@@ -199,7 +203,7 @@ class MeanVector:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write sum and count as safetensors."""
-        save_file({"count": torch.tensor(self.count), "sum": self.sum}, path)
+        atomic_write_bytes(path, to_safetensors({"count": torch.tensor(self.count), "sum": self.sum}))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "MeanVector":

@@ -16,8 +16,8 @@ from had.metrics import mcc
 class KmerLogisticRegression:
     """Logistic regression on canonical k-mer frequencies, each divided by its largest value in training.
 
-    Dividing by the largest value leaves rare k-mers small, where the standard deviation would lift each to the weight of a
-    common one; over the ten complete GUE tasks that is worth .02 of MCC at this grid.
+    Dividing by the largest value leaves rare k-mers small, where the standard deviation would lift each to
+    the weight of a common one; over the ten complete GUE tasks that is worth .02 of MCC at this grid.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from had.errors import UserError
 from had.metrics import mcc
 
 C_GRID = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-"""Inverse penalties tried on standardised features: wide enough that development rows seldom choose an end."""
+"""Inverse penalties tried on standardised features, wide enough that an end is seldom chosen."""
 
 Features: TypeAlias = NDArray | sparse.csr_array
 
@@ -68,8 +68,9 @@ def fit_logistic(
 
     Features are divided by the training rows' standard deviation; dense ones are centred as well. (Centring
     changes how fast the solver runs, not what it finds, since the intercept is free; it would fill a sparse
-    matrix.) L-BFGS in float32, from the strongest penalty to the weakest, each starting from the one before. The
-    tolerance is not looser because a stop after few steps is itself a penalty: C would no longer mean anything.
+    matrix.) L-BFGS in float32, from the strongest penalty to the weakest, each starting from the one before.
+    The tolerance is not looser because a stop after few steps is itself a penalty: C would no longer mean
+    anything.
 
     Parameters
     ----------
@@ -95,7 +96,9 @@ def fit_logistic(
     """
     train_y, dev_y = np.asarray(train_y), np.asarray(dev_y)
     if len(np.unique(train_y)) < 2:
-        raise UserError("logistic regression needs training rows of at least two classes; give more labelled rows")
+        raise UserError(
+            "logistic regression needs training rows of at least two classes; give more labelled rows"
+        )
     if len(dev_y) == 0:
         raise UserError("logistic regression chooses its penalty on development rows; give at least one")
     if scaler is None:
@@ -110,11 +113,11 @@ def fit_logistic(
     converged = True
     for C in sorted(grid):
         model.C = C
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
             # Told by `converged`, once, instead of by a line on the console for every C, layer and seed.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("always", ConvergenceWarning)
             model.fit(train_x, train_y, sample_weight=sample_weight)
-        converged = converged and int(model.n_iter_.max()) < max_iter
+        converged = converged and not any(issubclass(w.category, ConvergenceWarning) for w in caught)
         scores[C] = metric(dev_y, model.predict(dev_x))
         if best is None or scores[C] > scores[best[0]]:
             best = C, model.coef_.copy(), model.intercept_.copy()

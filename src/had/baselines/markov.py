@@ -1,10 +1,10 @@
 """What Markov statistics of the genome already predict: floors of the two masked-language-model losses.
 
-One for a teacher (a hidden 6-mer: nats per 6-mer, log 4096 = 8.32 when nothing is known) and one for the student's
-reconstruction (a hidden base: nats per base, log 4 = 1.386), at the same masks (HAD.md, section 5).
+One for a teacher (a hidden 6-mer: nats per 6-mer, log 4096 = 8.32 when nothing is known) and one for the
+student's reconstruction (a hidden base: nats per base, log 4 = 1.386), at the same masks (HAD.md, section 5).
 
-Shape legend: H hidden groups, X left contexts and Y right contexts (1,024 and one for "none"), V the last five letters
-of a 6-mer (1,024), W 6-mers (4,096), a the first letter of a 6-mer (4).
+Shape legend: H hidden groups, X left contexts and Y right contexts (1,024 and one for "none"), V the last
+five letters of a 6-mer (1,024), W 6-mers (4,096), a the first letter of a 6-mer (4).
 """
 
 from collections.abc import Iterable
@@ -44,7 +44,9 @@ class MarkovModel:
         if not 0 <= order <= 7:
             raise ValueError(f"order must be 0…7; got {order}")
         if not pseudo_count > 0:
-            raise ValueError(f"pseudo_count must be positive, or what was not seen is impossible; got {pseudo_count}")
+            raise ValueError(
+                f"pseudo_count must be positive, or what was not seen is impossible; got {pseudo_count}"
+            )
         self.order = order
         self.pseudo_count = pseudo_count
         self.counts = np.zeros((4**order, 4), dtype=np.int64)
@@ -55,8 +57,8 @@ class MarkovModel:
         Parameters
         ----------
         stretches
-            Code arrays (any length each) uint8 of A, C, G, T only; a memory-mapped one is read a block at a time. No
-            k-mer spans two stretches.
+            Code arrays (any length each) uint8 of A, C, G, T only; a memory-mapped one is read a block at a
+            time. No k-mer spans two stretches.
         both_strands
             Count the reverse complement as well.
 
@@ -71,7 +73,9 @@ class MarkovModel:
             for start in range(0, len(stretch) - self.order, _BLOCK):
                 block = np.asarray(stretch[start : start + _BLOCK + self.order])
                 if block.max() > T:
-                    raise ValueError("a stretch holds a letter other than A, C, G, T; split the sequence there")
+                    raise ValueError(
+                        "a stretch holds a letter other than A, C, G, T; split the sequence there"
+                    )
                 count += np.bincount(kmer_index(block, width), minlength=len(count))
         if both_strands:
             count += count[reverse_complement_index(width)]
@@ -103,7 +107,7 @@ class Scores(NamedTuple):
     nll: NDArray[np.float64]
     """Minus log p(truth), in nats: (H,) for 6-mers, (H, 6) for bases."""
     correct: NDArray[np.float64]
-    """1 where the most probable answer is right, 0 elsewhere; 1 / (number of answers) where all are equally probable."""
+    """1 where the most probable answer is right, else 0; 1 / (number of answers) where all are equal."""
 
 
 class HiddenGroupBaselines:
@@ -117,12 +121,13 @@ class HiddenGroupBaselines:
     - ``two_sided``: the chain's probability of (five letters on the left, 6-mer, five letters on the right),
       normalised over the 4,096 6-mers.
 
-    For bases (:meth:`score_bases`): ``frequency``, and ``two_sided``: each letter's marginal under the two-sided
-    6-mer distribution above.
+    For bases (:meth:`score_bases`): ``frequency``, and ``two_sided``: each letter's marginal under the
+    two-sided 6-mer distribution above.
 
-    The neighbouring letters are the true ones, even where they are hidden too, so the Markov predictors know slightly
-    more than a model does. Beyond the window nothing is known: the first group's left context is averaged
-    out (p(w) = Σ_x p(x) p(w | x), x over the 1,024 contexts by their frequency), the last group's right context is left out.
+    The neighbouring letters are the true ones, even where they are hidden too, so the Markov predictors know
+    slightly more than a model does. Beyond the window nothing is known: the first group's left context is
+    averaged out (p(w) = Σ_x p(x) p(w | x), x over the 1,024 contexts by their frequency), the last group's
+    right context is left out.
 
     Parameters
     ----------
@@ -172,7 +177,9 @@ class HiddenGroupBaselines:
             "uniform": Scores(np.full(n, np.log(4.0**GROUP)), np.full(n, 4.0**-GROUP)),
             "unigram": Scores(-self._log_unigram[true], (true == self._log_unigram.argmax()).astype(float)),
             "left": Scores(-np.log(self._p_XW[left, true]), (true == best[left, _NONE]).astype(float)),
-            "two_sided": Scores(np.log(self._z_XY[left, right] / joint), (true == best[left, right]).astype(float)),
+            "two_sided": Scores(
+                np.log(self._z_XY[left, right] / joint), (true == best[left, right]).astype(float)
+            ),
         }
 
     def score_bases(self, codes: NDArray[np.uint8], mask: NDArray[np.bool_]) -> dict[str, Scores]:
@@ -191,11 +198,13 @@ class HiddenGroupBaselines:
                 -np.log(self._base_frequencies[letters]),
                 (letters == self._base_frequencies.argmax()).astype(float),
             ),
-            "two_sided": Scores(-np.log(p_true, dtype=np.float64), (letters == p_base.argmax(axis=2)).astype(float)),
+            "two_sided": Scores(
+                -np.log(p_true, dtype=np.float64), (letters == p_base.argmax(axis=2)).astype(float)
+            ),
         }
 
     def group_distribution(self, left: int | None, right: int | None) -> NDArray[np.float64]:
-        """Two-sided p(w) (4096,), alphabetical order, between contexts by 5-mer index; None: outside the window."""
+        """Give the two-sided p(w) (4096,), alphabetical, between two 5-mers by index (None: unknown)."""
         p_w = self._p_XW[_NONE if left is None else left] * np.tile(
             self._p_VY[:, _NONE if right is None else right], 4
         )
@@ -203,7 +212,7 @@ class HiddenGroupBaselines:
 
     @cached_property
     def _z_XY(self) -> NDArray[np.float64]:
-        """Normalisers (1025, 1025). The right side does not see the first letter of w, so that is summed out first."""
+        """Normalisers (1025, 1025); the right side does not see the first letter of w: summed out first."""
         return self._p_XW.reshape(-1, 4, _CONTEXTS).sum(axis=1) @ self._p_VY
 
     @cached_property
@@ -237,7 +246,7 @@ class HiddenGroupBaselines:
 def _neighbourhoods(
     codes: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Index of the five letters before, of the six of, and of the five after each hidden group: three (H,) arrays."""
+    """Index the five letters before, the six of, and the five after each hidden group: three arrays (H,)."""
     if codes.shape != (mask.shape[0], mask.shape[1] * GROUP):
         raise ValueError(f"windows {codes.shape} do not fit a mask of {mask.shape} groups of {GROUP}")
     if codes.size and codes.max() > T:
@@ -247,7 +256,5 @@ def _neighbourhoods(
     index = codes.reshape(-1, n_groups, GROUP) @ powers
     row, group = np.nonzero(mask)
     left = np.where(group > 0, index[row, np.maximum(group - 1, 0)] % _CONTEXTS, _NONE)
-    right = np.where(
-        group < n_groups - 1, index[row, np.minimum(group + 1, n_groups - 1)] // 4, _NONE
-    )
+    right = np.where(group < n_groups - 1, index[row, np.minimum(group + 1, n_groups - 1)] // 4, _NONE)
     return left, index[row, group], right

@@ -191,9 +191,7 @@ def make_splits(
     return Splits(spans["train"], spans["validation"], spans["test"], f"{description} ({sizes})", warnings)
 
 
-def _hold_out_contigs(
-    spans: dict[str, Spans], genome: Genome, valid: Sequence[str], test: Sequence[str]
-) -> str:
+def _hold_out_contigs(spans: dict[str, Spans], genome: Genome, valid: Sequence[str], test: Sequence[str]) -> str:
     """Move what lies on the named contigs from training to validation and test, in place; say so."""
     if both := sorted(set(valid) & set(test)):
         raise UserError(f"{both[0]!r} is named for validation and for test; name it once")

@@ -1,7 +1,8 @@
 """k-mer counts of many sequences, GC content, and duplicates between sets.
 
 A k-mer's index reads its letters as a number in base 4 with A 0, C 1, G 2, T 3, first letter most significant
-(alphabetical order). This is *not* the order of the teacher's vocabulary (see :func:`had.dna.alphabet.kmer_indices`).
+(alphabetical order). This is *not* the order of the teacher's vocabulary (see
+:func:`had.dna.alphabet.kmer_indices`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ def kmer_index(codes: NDArray[np.uint8], k: int) -> NDArray[np.unsignedinteger]:
     Parameters
     ----------
     codes
-        Codes (n,) uint8 of A, C, G, T (0…3). An N spoils the k-mers it touches without an error, so split at N before.
+        Codes (n,) uint8 of A, C, G, T (0…3). An N spoils the k-mers it touches without an error, so split at
+        N before.
     k
         Letters of a k-mer, 1…15.
 
@@ -65,9 +67,10 @@ def reverse_complement_index(k: int) -> NDArray[np.int64]:
 
 
 def canonical_columns(k: int) -> tuple[NDArray[np.int64], int]:
-    """Column (4^k,) of each k-mer in a table that joins a k-mer and its reverse complement, and the number of columns.
+    """Give each k-mer its column (4^k,) in a table that joins reverse complements, and count the columns.
 
-    The columns stand in the order of the alphabetically smaller k-mer of each pair; there are 2 080 for k = 6, 136 for k = 4.
+    The columns stand in the order of the alphabetically smaller k-mer of each pair; there are 2,080 for k =
+    6, 136 for k = 4.
     """
     smaller = np.minimum(np.arange(4**k), reverse_complement_index(k))
     unique, column = np.unique(smaller, return_inverse=True)
@@ -82,8 +85,8 @@ def kmer_counts(
     Parameters
     ----------
     sequences
-        n sequences of any length (IUPAC letters, either case, U is T). k-mers with a letter other than A, C, G, T
-        are left out; a sequence shorter than k has an empty row.
+        n sequences of any length (IUPAC letters, either case, U is T). k-mers with a letter other than A, C,
+        G, T are left out; a sequence shorter than k has an empty row.
     k
         Letters of a k-mer, 1…8.
     canonical
@@ -146,8 +149,8 @@ def _encode_joined(sequences: Sequence[str], first_row: int = 0) -> NDArray[np.u
     if len(sequences) and codes.max() == alphabet.INVALID:
         row, position = _locate(sequences, int(np.argmax(codes == alphabet.INVALID)))
         raise UserError(
-            f"sequence {first_row + row} has {sequences[row][position]!r} at position {position}, which is no nucleotide "
-            "letter; remove it or write N"
+            f"sequence {first_row + row} has {sequences[row][position]!r} at position {position}, "
+            "which is no nucleotide letter; remove it or write N"
         )
     return codes
 
@@ -176,7 +179,7 @@ class Duplicates(NamedTuple):
     exact: NDArray[np.bool_]
     """(n,) The same letters stand there (upper case, U as T)."""
     reverse_complement: NDArray[np.bool_]
-    """(n,) Its reverse complement stands there (a sequence that is its own reverse complement counts in both)."""
+    """(n,) Its reverse complement stands there (its own reverse complement: counts in both)."""
 
     @property
     def either(self) -> NDArray[np.bool_]:
@@ -185,7 +188,7 @@ class Duplicates(NamedTuple):
 
 
 def find_duplicates(sequences: Sequence[str], others: Sequence[str]) -> Duplicates:
-    """Find the sequences (n,) that stand, as written or as reverse complement, among ``others`` (any number)."""
+    """Find the sequences (n,) that stand, as written or as reverse complement, among ``others``."""
     known = {_normal(other) for other in others}
     letters = [_normal(sequence) for sequence in sequences]
     exact = np.fromiter((s in known for s in letters), dtype=bool, count=len(letters))

@@ -1,6 +1,7 @@
 """Labelled sequences from CSV and TSV files (plain or gzip), and folders of train, dev and test files.
 
-Only the sequence and the label are kept. Other columns (strand, coordinates, class names) often give the label away.
+Only the sequence and the label are kept. Other columns (strand, coordinates, class names) often give the
+label away.
 """
 
 import csv
@@ -53,6 +54,7 @@ class LabelledSequences:
     dropped: tuple[DroppedRow, ...] = ()
 
     def __len__(self) -> int:
+        """Count the sequences."""
         return len(self.sequences)
 
     @property
@@ -79,9 +81,10 @@ class _Row(NamedTuple):
 def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = None) -> LabelledSequences:
     """Read a table of labelled sequences.
 
-    The first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator is a tab where the
-    first line has one, else a comma. Rows without a sequence or without a label (empty, NaN, NA, null) are
-    dropped and listed. Labels are compared as text, whole numbers in the form ``1`` (so that 1 and 1.0 are one class).
+    The first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator is a
+    tab where the first line has one, else a comma. Rows without a sequence or without a label (empty, NaN,
+    NA, null) are dropped and listed. Labels are compared as text, whole numbers in the form ``1`` (so that 1
+    and 1.0 are one class).
 
     Parameters
     ----------
@@ -93,14 +96,16 @@ def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = Non
     Raises
     ------
     UserError
-        If the file cannot be read, lacks a column, has no usable row, holds a sequence with a character that is no nucleotide
-        letter, or a label that is not among ``classes``. The message has the line.
+        If the file cannot be read, lacks a column, has no usable row, holds a sequence with a character that
+        is no nucleotide letter, or a label that is not among ``classes``. The message has the line.
     """
     rows, dropped = _read_rows(Path(path))
     return _assemble(Path(path), rows, dropped, _sorted_classes(rows) if classes is None else tuple(classes))
 
 
-def read_splits(folder: str | PathLike[str], classes: Sequence[str] | None = None) -> dict[str, LabelledSequences]:
+def read_splits(
+    folder: str | PathLike[str], classes: Sequence[str] | None = None
+) -> dict[str, LabelledSequences]:
     """Read ``train``, ``dev`` and ``test`` files of a folder (the layout of GUE), those that are there.
 
     Parameters
@@ -108,7 +113,8 @@ def read_splits(folder: str | PathLike[str], classes: Sequence[str] | None = Non
     folder
         Folder with ``{train,dev,test}.csv`` or ``.tsv``, plain or ``.gz``.
     classes
-        Class names in order; None: the sorted labels of all the files together, so that every split has one mapping.
+        Class names in order; None: the sorted labels of all the files together, so that every split has one
+        mapping.
 
     Returns
     -------
@@ -122,13 +128,19 @@ def read_splits(folder: str | PathLike[str], classes: Sequence[str] | None = Non
     folder = Path(folder)
     paths: dict[str, Path] = {}
     for split in SPLITS:
-        found = [folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+        found = [
+            folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()
+        ]
         if len(found) > 1:
-            raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
+            raise UserError(
+                f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}"
+            )
         if found:
             paths[split] = found[0]
     if not paths:
-        raise UserError(f"{folder} has no train, dev or test file ({', '.join(_SUFFIXES)}); name a folder that has")
+        raise UserError(
+            f"{folder} has no train, dev or test file ({', '.join(_SUFFIXES)}); name a folder that has"
+        )
     read = {split: _read_rows(path) for split, path in paths.items()}
     if classes is None:
         classes = _sorted_classes([row for rows, _ in read.values() for row in rows])
@@ -168,7 +180,9 @@ def _read_rows(path: Path) -> tuple[list[_Row], list[DroppedRow]]:
                 _check_letters(path, line, sequence)
                 rows.append(_Row(line, number, sequence, _plain_number(label)))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num + 1}: not a readable row ({error}); mend the line") from error
+        raise UserError(
+            f"{path}, line {reader.line_num + 1}: not a readable row ({error}); mend the line"
+        ) from error
     finally:
         csv.field_size_limit(field_limit)
     if not rows:
@@ -177,7 +191,7 @@ def _read_rows(path: Path) -> tuple[list[_Row], list[DroppedRow]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file with their ends; what cannot be read becomes a UserError with the line before it."""
+    """Lines of a text file with their ends; what cannot be read is a UserError with the line before it."""
     number = 0
     try:
         with path.open("rb") as raw:
@@ -188,7 +202,9 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         where = f"{path}, after line {number}" if number else str(path)
-        raise UserError(f"{where}: cannot be read ({error}); give a CSV or TSV file in UTF-8, plain or gzip") from error
+        raise UserError(
+            f"{where}: cannot be read ({error}); give CSV or TSV in UTF-8, plain or gzip"
+        ) from error
 
 
 def _check_letters(path: Path, line: int, sequence: str) -> None:
@@ -196,8 +212,8 @@ def _check_letters(path: Path, line: int, sequence: str) -> None:
     if codes.max() == alphabet.INVALID:
         position = int(np.argmax(codes == alphabet.INVALID))
         raise UserError(
-            f"{path}, line {line}: {sequence[position]!r} at position {position} of the sequence is no nucleotide "
-            "letter; remove it or write N"
+            f"{path}, line {line}: {sequence[position]!r} at position {position} of the sequence is no "
+            "nucleotide letter; remove it or write N"
         )
 
 
@@ -220,8 +236,8 @@ def _assemble(
     for row in rows:
         if row.label not in index:
             raise UserError(
-                f"{path}, line {row.line}: the label {row.label!r} is none of the classes {', '.join(classes)}; "
-                "correct it or leave the row out"
+                f"{path}, line {row.line}: the label {row.label!r} is none of the classes "
+                f"{', '.join(classes)}; correct it or leave the row out"
             )
     return LabelledSequences(
         sequences=tuple(row.sequence for row in rows),

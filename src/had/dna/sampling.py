@@ -81,9 +81,7 @@ class WindowSampler:
         indices = self._checked(indices)
         return permute(indices % self.slots, self.slots, self.seed, _ORDER_STREAM, indices // self.slots)
 
-    def starts_of_slots(
-        self, slots: NDArray[np.integer], epochs: NDArray[np.integer] | int = 0
-    ) -> NDArray[np.int64]:
+    def starts_of_slots(self, slots: NDArray[np.integer], epochs: NDArray[np.integer] | int = 0) -> NDArray[np.int64]:
         """Global start (n,) that each slot draws in each epoch (with fixed starts: in every epoch)."""
         slots = np.atleast_1d(np.asarray(slots, dtype=np.int64))
         low = slots * self.length

@@ -261,9 +261,7 @@ def _build(paths: Sequence[Path], root: Path, n_bytes: int | None, progress: boo
         part.unlink(missing_ok=True)
 
 
-def _pieces(
-    paths: Sequence[Path], hashes: Sequence[Any], advance: Callable[[int], object]
-) -> Iterator[Piece]:
+def _pieces(paths: Sequence[Path], hashes: Sequence[Any], advance: Callable[[int], object]) -> Iterator[Piece]:
     for path, sha256 in zip(paths, hashes, strict=True):
 
         def on_read(chunk: bytes, sha256: Any = sha256) -> None:

@@ -245,7 +245,7 @@ class NucleotideTokenizer(_Tokenizer):
 
 
 class KmerTokenizer(_Tokenizer):
-    """Nucleotide Transformer v2's tokenizer: ``<cls>``, then 6-mers from left to right, single letters between.
+    """Nucleotide Transformer v2's tokenizer: ``<cls>``, then 6-mers left to right, single letters between.
 
     As in the publisher's: six of A, C, G, T in a row are one token; other letters A, C, G, T and N are tokens
     of their own; any run of other characters, *lower case among them*, is one ``<unk>``; white space
@@ -275,9 +275,7 @@ class KmerTokenizer(_Tokenizer):
     _FIRST_LETTER = KMER_OFFSET + N_KMERS
     _ANY_SPECIAL = "|".join(_SPECIAL)
     _SPLIT_AT_SPECIAL = re.compile(f"({_ANY_SPECIAL})")
-    _TOKEN = re.compile(
-        f"{_ANY_SPECIAL}|[ACGT]{{{GROUP}}}|[ACGTN]|(?P<unknown>(?:(?!{_ANY_SPECIAL})[^ACGTN\\s])+)"
-    )
+    _TOKEN = re.compile(f"{_ANY_SPECIAL}|[ACGT]{{{GROUP}}}|[ACGTN]|(?P<unknown>(?:(?!{_ANY_SPECIAL})[^ACGTN\\s])+)")
     _PLAIN = re.compile("[ACGT]*")
 
     def __init__(self, uppercase: bool = False) -> None:

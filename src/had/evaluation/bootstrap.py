@@ -1,8 +1,9 @@
 """Percentile bootstrap of a mean over units that come in blocks.
 
-Neighbouring windows of a genome are not independent (repeats, isochores), so an interval that resamples single
-windows is too narrow. Whole blocks of neighbours are resampled instead (the non-overlapping block bootstrap: Carlstein,
-Annals of Statistics 14, 1986), and the mean is the ratio of the resampled sums and weights.
+Neighbouring windows of a genome are not independent (repeats, isochores), so an interval that resamples
+single windows is too narrow. Whole blocks of neighbours are resampled instead (the non-overlapping block
+bootstrap: Carlstein, Annals of Statistics 14, 1986), and the mean is the ratio of the resampled sums and
+weights.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def consecutive_blocks(n: int, size: int) -> NDArray[np.int64]:
-    """Block id (n,) of units in order, ``size`` to a block (100 tiles of 1,020 bp are 102 kb); the last may be shorter."""
+    """Put units in order into blocks of ``size`` (100 tiles of 1,020 bp are 102 kb): block ids (n,)."""
     if size < 1:
         raise ValueError(f"a block needs at least one unit; got {size}")
     return np.arange(n) // size
@@ -54,11 +55,13 @@ def bootstrap_mean(
     n_resamples
         Bootstrap samples.
     seed
-        Seed of the resampling: equal seeds and block counts give equal resamples, so intervals are reproducible.
+        Seed of the resampling: equal seeds and block counts give equal resamples, so intervals are
+        reproducible.
 
     Returns
     -------
-    Interval. With no units all is NaN; with one block ``low`` and ``high`` are NaN, since it says nothing of the spread.
+    Interval. With no units all is NaN; with one block ``low`` and ``high`` are NaN, since it says nothing of
+    the spread.
 
     Raises
     ------
@@ -71,7 +74,9 @@ def bootstrap_mean(
     if value.ndim != 1 or weight.shape != value.shape or block_id.shape != value.shape:
         raise ValueError("values, weights and blocks must be arrays of one length (n,)")
     if not 0 < confidence < 1 or n_resamples < 1:
-        raise ValueError(f"confidence must be in (0, 1), n_resamples positive; got {confidence}, {n_resamples}")
+        raise ValueError(
+            f"confidence must be in (0, 1), n_resamples positive; got {confidence}, {n_resamples}"
+        )
     if not np.isfinite(value).all() or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError("values must be finite and weights finite and not negative")
     if len(value) == 0:

@@ -1,13 +1,14 @@
 """Linear probes: how much of a label a frozen feature holds in plain sight.
 
 A probe is a logistic regression on standardised features with its penalty chosen on development rows
-(:func:`had.baselines.logistic.fit_logistic`). Layers are probed one by one, because the last layer is often not the best
-(HAD.md, section 5); the layer, too, is chosen on development rows only.
+(:func:`had.baselines.logistic.fit_logistic`). Layers are probed one by one, because the last layer is often
+not the best (HAD.md, section 5); the layer, too, is chosen on development rows only.
 
-What a seed varies. The solver has no randomness: its problem is convex. What a result does depend on is which training
-rows happened to be labelled, so a seed draws a bootstrap sample of them (n rows with replacement, about 63 % of them
-distinct). Models compared at one seed see the same rows. ``seed=None`` uses every row once: the level to quote, since
-the bootstrap fits have fewer distinct rows and score slightly lower; their spread is the error bar.
+What a seed varies. The solver has no randomness: its problem is convex. What a result does depend on is which
+training rows happened to be labelled, so a seed draws a bootstrap sample of them (n rows with replacement,
+about 63 % of them distinct). Models compared at one seed see the same rows. ``seed=None`` uses every row
+once: the level to quote, since the bootstrap fits have fewer distinct rows and score slightly lower; their
+spread is the error bar.
 """
 
 import time
@@ -151,8 +152,8 @@ def probe_layers(
     names
         Names of the layers; by default ``0``, ``1``, …
     seed, max_rows, grid, metric
-        As in :func:`linear_probe`; all layers are fitted on the same rows. To repeat the whole procedure, choice
-        of the layer included, call this with other seeds.
+        As in :func:`linear_probe`; all layers are fitted on the same rows. To repeat the whole procedure,
+        choice of the layer included, call this with other seeds.
 
     Returns
     -------
@@ -163,8 +164,17 @@ def probe_layers(
         raise ValueError("train, dev, test and names must have one entry for every layer, and at least one")
     results = tuple(
         linear_probe(
-            train_x, train_y, dev_x, dev_y, test_x, test_y,
-            seed=seed, max_rows=max_rows, grid=grid, metric=metric, layer=name,
+            train_x,
+            train_y,
+            dev_x,
+            dev_y,
+            test_x,
+            test_y,
+            seed=seed,
+            max_rows=max_rows,
+            grid=grid,
+            metric=metric,
+            layer=name,
         )
         for train_x, dev_x, test_x, name in zip(train, dev, test, names, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The networks: the student and its decoder, Nucleotide Transformer v2, teachers. Names are resolved on first use."""
+"""The networks: student and decoder, Nucleotide Transformer v2, teachers. Names are resolved on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -8,32 +8,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from had.dna.alphabet import INVALID, NUCLEOTIDE_OFFSET, encode_bytes, reverse_complement
+from had.dna.alphabet import NUCLEOTIDE_OFFSET, reverse_complement
+from had.dna.tokenizers import NucleotideTokenizer, SequenceError
 
 if TYPE_CHECKING:
     from had.models.student import HADModel
 
 LETTERS_PER_BATCH = 131_072
-"""Letters, padding included, after which a batch is closed before it has ``batch_size`` sequences: bounds memory."""
+"""Most letters, padding included, in a batch of several sequences: this bounds memory."""
 
 
-def _encode(sequence: str, index: int) -> NDArray[np.uint8]:
-    """Codes (length,) of a sequence."""
-    if not sequence:
-        raise ValueError(f"sequence {index} is empty: nothing can be embedded")
-    # A character outside ASCII becomes one "?", so positions stay right.
-    codes = encode_bytes(sequence.encode("ascii", "replace"))
-    if (wrong := np.flatnonzero(codes == INVALID)).size:
-        position = int(wrong[0])
-        raise ValueError(
-            f"sequence {index} has {sequence[position]!r} at position {position} (0-based), "
-            "which is no IUPAC nucleotide letter"
-        )
+def _encode(sequences: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """Give the codes (length,) of each sequence."""
+    tokenizer = NucleotideTokenizer()
+    codes = []
+    for index, sequence in enumerate(sequences):
+        try:
+            ids = np.array(tokenizer.encode(sequence), dtype=np.uint8)
+        except SequenceError as error:
+            raise SequenceError(f"sequence {index}: {error}") from None
+        if not ids.size:
+            raise SequenceError(f"sequence {index} is empty: there is nothing to embed")
+        codes.append(ids - np.uint8(NUCLEOTIDE_OFFSET))
     return codes
 
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of sequences of similar length, a batch at a time."""
+    """Yield the indices of sequences of similar length, a batch at a time."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         # Lengths rise: the newcomer is the longest of its batch.
@@ -86,10 +87,11 @@ def embed(
     pooling
         ``"mean"`` or ``"max"`` over each sequence's letters, or ``"none"`` for the features of every letter.
     batch_size
-        Most sequences computed at once. Sequences of similar length travel together; the numbers do not depend on it
-        beyond rounding (1e-5 of the largest).
+        Most sequences computed at once. Sequences of similar length travel together; the numbers do not
+        depend on it beyond rounding (1e-5 of the largest).
     both_strands
-        Average the result with that of the reverse complement (for ``"none"``: letter by letter, turned back).
+        Average the result with that of the reverse complement (for ``"none"``: letter by letter, turned
+        back).
     layer
         Index into ``hidden_states``: 0 the embedding, -1 the last.
 
@@ -100,9 +102,11 @@ def embed(
 
     Raises
     ------
+    had.dna.tokenizers.SequenceError
+        A sequence (named by its index) is empty, has a character that is no nucleotide letter, or is longer
+        than ``config.max_length``. It is both a ``had.errors.UserError`` and a ``ValueError``.
     ValueError
-        There is no sequence, one is empty, has a letter that is none, or is longer than ``config.max_length``; or
-        ``pooling``, ``batch_size`` or ``layer`` is out of range.
+        There is no sequence, or ``pooling``, ``batch_size`` or ``layer`` is out of range.
     TypeError
         ``sequences`` is a single string.
     """
@@ -115,13 +119,13 @@ def embed(
     n_states = model.config.n_blocks + 1
     if not -n_states <= layer < n_states:
         raise ValueError(f"layer must lie in {-n_states} … {n_states - 1}; got {layer}")
-    codes = [_encode(sequence, index) for index, sequence in enumerate(sequences)]
+    codes = _encode(sequences)
     if not codes:
         raise ValueError("embed needs at least one sequence; got 0")
     lengths = [len(row) for row in codes]
     if max(lengths) > model.config.max_length:
         index = int(np.argmax(lengths))
-        raise ValueError(
+        raise SequenceError(
             f"sequence {index} is {lengths[index]} letters long; the model takes {model.config.max_length} "
             "(config.max_length): cut it into windows"
         )
@@ -144,7 +148,7 @@ def embed(
                 letters = strands[0][row, :size]
                 if both_strands:
                     letters = (letters + strands[1][row, :size].flip(0)) / 2
-                results[index] = letters.cpu().numpy()
+                results[index] = letters.cpu().numpy().copy()
     finally:
         model.train(was_training)
     return results if pooling == "none" else np.stack(results)

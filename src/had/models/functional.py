@@ -1,8 +1,9 @@
 """The student's arithmetic between its matrix products, as functions that can be replaced one by one.
 
-Each function has a plain form, of ordinary PyTorch operations, and a form for float32 and float64 tensors on a CPU that
-goes through the batch in pieces that stay in the processor's cache and whose backward pass is written by hand; the two
-are compared by tests. On a GPU, under autocast and while a graph is exported the plain form runs.
+Each function has a plain form, of ordinary PyTorch operations, and a form for float32 and float64 tensors on
+a CPU that goes through the batch in pieces that stay in the processor's cache and whose backward pass is
+written by hand; the two are compared by tests. On a GPU, under autocast and while a graph is exported the
+plain form runs.
 
 Shape suffixes: B batch, L length, C channels, W taps, N = B·L letters, D width, 2 the directions of travel.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _MLP_ROWS = 255
-"""Letters per piece of the gated MLP: 255 of 64…2040 was fastest (128 → 640 → 128 wide, 512 kB of level-2 cache)."""
+"""Letters per piece of the gated MLP: the fastest of 64 … 2,040 for widths 128 → 640 → 128."""
 
 
 def runs_in_pieces(x: Tensor) -> bool:
@@ -52,7 +53,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of ``x`` (..., d) over its last axis, times ``weight`` (d,)."""
     if runs_in_pieces(x):
         return _RMSNorm.apply(x, weight, eps)
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -106,7 +107,7 @@ def gated_mlp(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
 
 
 def _convolve(row_LC: Tensor, taps_WC: Tensor) -> Tensor:
-    """Causal depth-wise convolution of one sequence: tap ``w − 1`` meets the letter itself, tap 0 the one furthest back."""
+    """Causal depth-wise convolution of one sequence; the last tap meets the letter itself."""
     width = len(taps_WC)
     out = row_LC * taps_WC[-1]
     for back in range(1, min(width, len(row_LC))):

@@ -1,50 +1,22 @@
-"""Layers of the student: RMSNorm, gated MLP, bidirectional Gated DeltaNet, rotary self-attention, and padding.
+"""Layers of the student: RMSNorm, gated MLP, bidirectional Gated DeltaNet, rotary self-attention.
 
-The recurrence and its gates are those of Gated DeltaNet (Yang, Kautz, Hatamizadeh, arXiv 2412.06464); which weights
-the two directions have each and which they share is this project's decision (HAD's authors published no code).
+The recurrence and its gates are those of Gated DeltaNet (Yang, Kautz, Hatamizadeh, arXiv 2412.06464); which
+weights the two directions have each and which they share is this project's decision (HAD's authors published
+no code).
 
-Shape suffixes: B batch, L length, D width of the stream, H heads, K key width, V value width, 2 the two directions.
+Shape suffixes: B batch, L length, D width of the stream, H heads, K key width, V value width, 2 the two
+directions.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from had.models.functional import convolution_silu, gated_mlp, permute_letters, rms_norm
+from had.models.functional import convolution_silu, gated_mlp, rms_norm
+from had.models.padding import Padding, reverse_letters
 from had.ops import gated_delta_rule
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Where the real letters of a right-padded batch are; every layer takes it, or None where nothing is padded."""
-
-    real: Tensor
-    """(B, L) bool: True at real letters, which stand at the beginning of their row."""
-    keys: Tensor
-    """(B, 1, 1, L) bool: what attention may look at; the first letter of a row that has none, so that softmax is finite."""
-    reverse: Tensor
-    """(B, L) int64: where each letter comes from when every row is reversed within its own length, in the flat batch."""
-
-    @classmethod
-    def from_lengths(cls, lengths_B: Tensor, length: int) -> "Padding":
-        """Padding of rows of ``lengths_B`` (B,) real letters in a batch that is ``length`` long."""
-        position = torch.arange(length, device=lengths_B.device)
-        lengths = lengths_B[:, None]
-        real = position < lengths
-        reverse = torch.where(real, lengths - 1 - position, position)
-        row = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
-        keys = position < lengths.clamp_min(1)
-        return cls(real, keys[:, None, None], reverse + row * length)
-
-
-def reverse_letters(x: Tensor, padding: Padding | None) -> Tensor:
-    """Reverse each row of ``x`` (B, L, ...) within its own length; its own inverse."""
-    if padding is None:
-        return x.flip(1)
-    return permute_letters(x, padding.reverse, padding.reverse)
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +33,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """``W_out · (SiLU(W_gate · x) * W_up · x)`` (Shazeer, arXiv 2002.05202); one matrix holds W_gate above W_up."""
+    """``W_out · (SiLU(W_gate · x) * W_up · x)`` (Shazeer, arXiv 2002.05202); ``in_proj`` holds both."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -76,8 +48,9 @@ class GatedMLP(nn.Module):
 class BiGatedDeltaNet(nn.Module):
     """Gated DeltaNet on the sequence and on its reverse.
 
-    Each direction has its own projections to q, k, v, a and b, convolutions, ``A_log``, ``dt_bias`` and output norm.
-    The output gate and the output projection are shared: the two normalised outputs are summed, gated, projected.
+    Each direction has its own projections to q, k, v, a and b, convolutions, ``A_log``, ``dt_bias`` and
+    output norm. The output gate and the output projection are shared: the two normalised outputs are summed,
+    gated, projected.
 
     Parameters
     ----------
@@ -92,14 +65,12 @@ class BiGatedDeltaNet(nn.Module):
 
     Notes
     -----
-    The rows of ``in_proj.weight`` are [q, k, v, a, b] of the forward direction, the same of the reverse one, and the
-    gate: (2·(2·H·K + H·V + 2·H) + H·V, D). The two directions travel as one batch of 2·B through a single convolution
-    and a single call of the gated delta rule.
+    The rows of ``in_proj.weight`` are [q, k, v, a, b] of the forward direction, the same of the reverse one,
+    and the gate: (2·(2·H·K + H·V + 2·H) + H·V, D). The two directions travel as one batch of 2·B through a
+    single convolution and a single call of the gated delta rule.
     """
 
-    def __init__(
-        self, width: int, heads: int, key_width: int, value_width: int, conv_width: int, eps: float
-    ) -> None:
+    def __init__(self, width: int, heads: int, key_width: int, value_width: int, conv_width: int, eps: float) -> None:
         super().__init__()
         self.heads, self.key_width, self.value_width, self.eps = heads, key_width, value_width, eps
         self.sizes = (heads * key_width, heads * key_width, heads * value_width)
@@ -136,7 +107,7 @@ class BiGatedDeltaNet(nn.Module):
         return rows, F.linear(x_BLD, weight[2 * self.rows :])
 
     def _gates(self, rows_2BLR: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
-        """log α and β, each (2, B, L, H) in float32 or better: 0 at padding, where the state then stays as it is."""
+        """Compute log decay and write strength (2, B, L, H) in float32 or better: both 0 at padding."""
         dtype = torch.promote_types(rows_2BLR.dtype, torch.float32)
         a, b = rows_2BLR[..., self.channels :].to(dtype).split(self.heads, dim=-1)
         rate = self.A_log.to(dtype).exp()[:, None, None]
@@ -149,10 +120,7 @@ class BiGatedDeltaNet(nn.Module):
 
     def _merge(self, o_2BLHV: Tensor, gate_BLC: Tensor, padding: Padding | None) -> Tensor:
         """Normalise each head's output, turn the reverse direction round, sum, gate: (B, L, H·V)."""
-        normal = [
-            rms_norm(o, weight, self.eps).flatten(2)
-            for o, weight in zip(o_2BLHV, self.norm_weight, strict=True)
-        ]
+        normal = [rms_norm(o, weight, self.eps).flatten(2) for o, weight in zip(o_2BLHV, self.norm_weight, strict=True)]
         return (normal[0] + reverse_letters(normal[1], padding)) * F.silu(gate_BLC)
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
@@ -177,7 +145,7 @@ class BiGatedDeltaNet(nn.Module):
 
 
 def rotary_table(length: int, width: int, base: float, device: torch.device) -> Tensor:
-    """Cosines and sines (2, L, 1, width / 2) float32 of positions 0 … length − 1 (Su et al., arXiv 2104.09864)."""
+    """Compute cosines and sines (2, L, 1, width / 2) float32 of positions from 0 (arXiv 2104.09864)."""
     # In float32 the angle of a letter 100 kb away would be off by 0.01 rad; mps has no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     frequency = base ** -(torch.arange(0, width, 2, dtype=dtype, device=device) / width)

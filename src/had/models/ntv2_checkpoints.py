@@ -1,9 +1,10 @@
-"""Nucleotide Transformer v2 checkpoints in the format of the Hub: ``config.json`` and the weights, read and written.
+"""Nucleotide Transformer v2 checkpoints in the format of the Hub: ``config.json`` and the weights, read and
+written.
 
-The Hub's names of tensors (those of an ESM masked-language model) are translated to this package's. What the network
-would not compute as the publisher's code does is refused: an option in ``config.json`` that it does not implement, a
-missing or unknown tensor, a wrong shape. Files are data only: safetensors, or a ``.bin`` read with
-``weights_only=True``.
+The Hub's names of tensors (those of an ESM masked-language model) are translated to this package's. What the
+network would not compute as the publisher's code does is refused: an option in ``config.json`` that it does
+not implement, a missing or unknown tensor, a wrong shape. Files are data only: safetensors, or a ``.bin``
+read with ``weights_only=True``.
 """
 
 import json
@@ -93,7 +94,8 @@ def unused_shapes(sizes: Mapping[str, Any]) -> dict[str, Shape]:
     Parameters
     ----------
     sizes
-        Fields of `NucleotideTransformerConfig`; without ``max_position_embeddings`` that of the published models.
+        Fields of `NucleotideTransformerConfig`; without ``max_position_embeddings`` that of the published
+        models.
     """
     width, heads, layers = sizes["hidden_size"], sizes["num_attention_heads"], sizes["num_hidden_layers"]
     shapes: dict[str, Shape] = {
@@ -113,7 +115,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises
     ------
     had.errors.UserError
-        The file is no JSON object, lacks a size, is of another kind of model, or asks for what is not implemented.
+        The file is no JSON object, lacks a size, is of another kind of model, or asks for what is not
+        implemented.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -133,8 +136,8 @@ def read_config(path: Path) -> dict[str, Any]:
         # 0 == False in Python: compare types, too.
         if not any(value == option and type(value) is type(option) for option in allowed):
             raise UserError(
-                f"{path}: {name} is {json.dumps(value)}; Nucleotide Transformer v2 has {json.dumps(allowed[0])}, and "
-                "nothing else is implemented."
+                f"{path}: {name} is {json.dumps(value)}; Nucleotide Transformer v2 has "
+                f"{json.dumps(allowed[0])}, and nothing else is implemented."
             )
     return config
 
@@ -165,7 +168,8 @@ def read_weights(
     ValueError
         ``dtype`` is no floating-point type.
     had.errors.UserError
-        The file is damaged or holds code, or keys or shapes differ; the message names the file and lists the keys.
+        The file is damaged or holds code, or keys or shapes differ; the message names the file and lists the
+        keys.
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type; got {dtype}")
@@ -203,8 +207,8 @@ def _read_torch_file(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged, or holds more than tensors and could run code on loading: it is refused; use a "
-            f"{WEIGHTS_FILE}."
+            f"{path} is damaged, or holds more than tensors and could run code on loading: it is refused; use "
+            f"a {WEIGHTS_FILE}."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise UserError(

@@ -1,4 +1,5 @@
-"""The published Nucleotide Transformer v2 models: names, pinned commits, licence, checksums; where their files are.
+"""The published Nucleotide Transformer v2 models: names, pinned commits, licence, checksums; where their
+files are.
 
 Sizes and commits are those of the Hub repositories ``InstaDeepAI/nucleotide-transformer-v2-…-multi-species``.
 """
@@ -106,7 +107,7 @@ def oracles() -> dict[str, Any]:
 
 
 def published_sha256(model: PublishedModel, file: str, revision: str = "") -> str | None:
-    """SHA-256 on record for a file of a published model, at this commit where one is given; None where none is."""
+    """SHA-256 on record for a file of a published model (at this commit), None where there is none."""
     record = oracles()["models"].get(model.size, {})
     if revision not in ("", model.revision, record.get("revision")):
         return None
@@ -115,12 +116,14 @@ def published_sha256(model: PublishedModel, file: str, revision: str = "") -> st
 
 
 def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -> CheckpointFiles:
-    """Find ``config.json`` and the weights of a folder, the bundled teacher, or a Hub repository (cached first).
+    """Find ``config.json`` and the weights of a folder, the bundled teacher, or a Hub repository (cached
+    first).
 
     Parameters
     ----------
     name
-        An existing folder, ``bundled``, a size of the published models or a Hub repository, looked for in this order.
+        An existing folder, ``bundled``, a size of the published models or a Hub repository, looked for in
+        this order.
     revision
         Of a Hub repository; default: the pinned commit of a published model, else its main branch.
 
@@ -135,8 +138,8 @@ def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -
     if text == BUNDLED:
         if not (BUNDLED_FOLDER / CONFIG_FILE).is_file():
             raise UserError(
-                "the bundled teacher is not part of this installation; name a folder written by `had teacher train`, "
-                f"or a published model ({', '.join(PUBLISHED)})."
+                "the bundled teacher is not part of this installation; name a folder written by "
+                f"`had teacher train`, or a published model ({', '.join(PUBLISHED)})."
             )
         return _in_folder(BUNDLED_FOLDER)
     model = published_model(text)
@@ -188,9 +191,9 @@ def _on_hub(repository: str, revision: str) -> CheckpointFiles:
     except (OSError, HFValidationError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{repository} at {revision} is not in this machine's Hub cache and could not be downloaded ({reason}); "
-            f"run `hf download {repository} --revision {revision}` where there is a network, or copy its folder "
-            "here and name the folder."
+            f"{repository} at {revision} is not in this machine's Hub cache and could not be downloaded "
+            f"({reason}); run `hf download {repository} --revision {revision}` where there is a network, or "
+            "copy its folder here and name the folder."
         ) from error
     if config is None or weights is None:
         missing = CONFIG_FILE if config is None else " or ".join(weights_files)
@@ -199,10 +202,12 @@ def _on_hub(repository: str, revision: str) -> CheckpointFiles:
 
 
 def stated_licence(files: CheckpointFiles, config: Mapping[str, Any]) -> str:
-    """Licence of a checkpoint's weights, empty where none is stated; InstaDeepAI's is announced once a process.
+    """Licence of a checkpoint's weights, empty where none is stated; InstaDeepAI's is announced once a
+    process.
 
-    A folder says its licence in ``config.json`` (`NucleotideTransformer.save_pretrained` writes it). A copy of
-    InstaDeepAI's folders does not; it is known by the sizes and the remote code its configuration refers to.
+    A folder says its licence in ``config.json`` (`NucleotideTransformer.save_pretrained` writes it). A copy
+    of InstaDeepAI's folders does not; it is known by the sizes and the remote code its configuration refers
+    to.
     """
     licence = str(config.get("licence") or "")
     is_copy = "modeling_esm" in str(config.get("auto_map")) and model_of_sizes(config) is not None
@@ -211,8 +216,8 @@ def stated_licence(files: CheckpointFiles, config: Mapping[str, Any]) -> str:
     if licence == LICENCE and LICENCE not in _notices_shown:
         _notices_shown.add(LICENCE)
         _logger.warning(
-            "these Nucleotide Transformer weights are InstaDeepAI's, licence %s: no commercial use, name the source, "
-            "share what you make of them alike",
+            "these Nucleotide Transformer weights are InstaDeepAI's, licence %s: no commercial use, name the "
+            "source, share what you make of them alike",
             LICENCE,
         )
     return licence

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of the published Nucleotide Transformer v2 models and computes what they compute."""
+"""Whether a checkpoint is a published Nucleotide Transformer v2 and computes what that one computes."""
 
 import os
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from had.models.nucleotide_transformer import MAX_TOKENS, NucleotideTransformer
 TOLERANCE = 1e-4
 """Largest difference allowed between a pooled feature and the recorded one, in float32.
 
-Features are of order 1; another implementation of the same record came to within 5e-6, and the mistakes this is meant
-to find (swapped halves, another epsilon, a forgotten mask, other weights) cost far more.
+Features are of order 1; another implementation of the same record came to within 5e-6, and the mistakes this
+is meant to find (swapped halves, another epsilon, a forgotten mask, other weights) cost far more.
 """
 
 
@@ -45,7 +45,7 @@ class TeacherReport:
     published_sha256: str | None
     """On record for this file, None where there is no record."""
     max_difference: float | None
-    """Largest absolute difference of the pooled features from the recorded ones, None where there is no record."""
+    """Largest absolute difference of pooled features from the recorded ones, None without a record."""
     tolerance: float = TOLERANCE
     """Largest `max_difference` that passes."""
 
@@ -81,10 +81,10 @@ def verify_teacher(
 ) -> TeacherReport:
     """Compare a checkpoint's features of one sequence with those recorded from the publisher's own code.
 
-    The sequence, padded to 2,048 tokens, goes through the network in float32; the last hidden state is averaged over
-    the real tokens, ``<cls>`` included. Records exist of the published 50m, 100m and 250m models; a checkpoint is
-    compared with the one of its size. No record exists of the 500m model: its keys and shapes are checked, and its
-    checksum is compared with the first one seen here.
+    The sequence, padded to 2,048 tokens, goes through the network in float32; the last hidden state is
+    averaged over the real tokens, ``<cls>`` included. Records exist of the published 50m, 100m and 250m
+    models; a checkpoint is compared with the one of its size. No record exists of the 500m model: its keys
+    and shapes are checked, and its checksum is compared with the first one seen here.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
-"""Nucleotide Transformer v2, written anew from its published description (Dalla-Torre et al., Nature Methods 2024).
+"""Nucleotide Transformer v2, written anew from its published description (Dalla-Torre et al., Nature Methods
+2024).
 
-An ESM-style encoder over 6-mer tokens: pre-layer-norm attention with rotary positions, SwiGLU feed-forward without
-biases, a final layer norm, and an untied language-model head. Numbers agree with the publisher's code (tests compare
-with recorded outputs); its code and weights are CC BY-NC-SA 4.0 and no part of this package.
+An ESM-style encoder over 6-mer tokens: pre-layer-norm attention with rotary positions, SwiGLU feed-forward
+without biases, a final layer norm, and an untied language-model head. Numbers agree with the publisher's code
+(tests compare with recorded outputs); its code and weights are CC BY-NC-SA 4.0 and no part of this package.
 
 Shape letters: B batch, T tokens, D width, H heads, Q predicted positions.
 """
@@ -46,7 +47,7 @@ class NucleotideTransformerConfig:
     layer_norm_eps: float = 1e-12
     """Epsilon of every layer norm."""
     max_position_embeddings: int = 2050
-    """Rows of a table that the checkpoints hold and the rotary network never reads; no limit follows from it."""
+    """Rows of a table that checkpoints hold and the rotary network never reads; it limits nothing."""
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
 
@@ -78,8 +79,9 @@ class NucleotideTransformerOutput(NamedTuple):
 def rotary_tables(
     n_tokens: int, head_width: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, head_width), never below float32: in bfloat16 they cost 9 to 59 % relative error."""
-    # The checkpoints store the frequencies in float32, computed this way: those are the ones to use, even in float64.
+    """Cosines and sines (T, head_width), at least float32: bfloat16 costs 9 to 59 % relative error."""
+    # The checkpoints store the frequencies in float32, computed this way: those are the ones to use, even in
+    # float64.
     frequency = 1.0 / 10000.0 ** (
         torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
     )
@@ -122,7 +124,7 @@ class TransformerLayer(nn.Module):
         key_mask: Tensor | None,
         positions_BQ: Tensor | None = None,
     ) -> Tensor:
-        """One layer; with ``positions_BQ`` only these positions are computed (B, Q, D), with the same numbers."""
+        """One layer; with ``positions_BQ`` only these are computed (B, Q, D), with the same numbers."""
         normed = self.attention_norm(x_BTD)
         cos_q, sin_q, asked = cos_Td, sin_Td, normed
         if positions_BQ is not None:
@@ -153,7 +155,9 @@ class NucleotideTransformer(nn.Module):
         self.licence = ""
         """Licence of the weights, empty where none is stated; kept by `save_pretrained`."""
         width, eps = config.hidden_size, config.layer_norm_eps
-        self.embedding = nn.Embedding(config.vocab_size, width)
+        # Drawn below; nn.Embedding(…) would draw, too, and on the meta device that imports half of torch's
+        # compiler.
+        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, width), freeze=False)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(width, eps)
         self.head_dense = nn.Linear(width, width)
@@ -162,7 +166,7 @@ class NucleotideTransformer(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -171,8 +175,8 @@ class NucleotideTransformer(nn.Module):
     def initialise_by_letters(self, log_frequencies: Tensor | None = None, seed: int = 0) -> None:
         """Start 6-mer rows of embedding and decoder as sums of one vector per (position, letter).
 
-        A fresh table must learn 4,096 unrelated rows; this one knows from the start which 6-mers share letters.
-        [ours]; for training from scratch only.
+        A fresh table must learn 4,096 unrelated rows; this one knows from the start which 6-mers share
+        letters. [ours]; for training from scratch only.
 
         Parameters
         ----------
@@ -200,9 +204,10 @@ class NucleotideTransformer(nn.Module):
         Parameters
         ----------
         name
-            A folder (``config.json`` with ``model.safetensors``, or with a ``pytorch_model.bin``, which is read without
-            running code), ``bundled``, a size of the published models (``50m``, ``100m``, ``250m``, ``500m``) or a
-            Hub repository. The published models come from pinned commits and are CC BY-NC-SA 4.0.
+            A folder (``config.json`` with ``model.safetensors``, or with a ``pytorch_model.bin``, which is
+            read without running code), ``bundled``, a size of the published models (``50m``, ``100m``,
+            ``250m``, ``500m``) or a Hub repository. The published models come from pinned commits and are CC
+            BY-NC-SA 4.0.
         revision
             Branch, tag or commit of the Hub repository, instead of the pinned one.
         dtype
@@ -211,8 +216,8 @@ class NucleotideTransformer(nn.Module):
         Raises
         ------
         had.errors.UserError
-            Nothing of that name is found, or its files are damaged, are not of this architecture, or hold other keys
-            or shapes than it needs.
+            Nothing of that name is found, or its files are damaged, are not of this architecture, or hold
+            other keys or shapes than it needs.
         """
         files = find_checkpoint(name, revision)
         found = read_config(files.config)
@@ -257,8 +262,8 @@ class NucleotideTransformer(nn.Module):
             )
         if input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(
-                f"the input has {input_ids.shape[1]} tokens, <cls> included, but this model was made for at most "
-                f"{self.config.max_tokens}; split the sequence"
+                f"the input has {input_ids.shape[1]} tokens, <cls> included, but this model was made for at "
+                f"most {self.config.max_tokens}; split the sequence"
             )
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask is {attention_mask.shape} but input_ids is {input_ids.shape}")

@@ -1,8 +1,8 @@
-"""Reconstruction of hidden letters from visible features: the cross-attention decoder, and masked-letter prediction.
+"""Reconstruction of hidden letters from visible features: the decoder, and masked-letter prediction with it.
 
-As in CrossMAE (Fu et al., arXiv 2401.14391), which HAD follows: hidden positions are queries that attend to the
-visible features only, never to one another. The query is a mask embedding plus a sinusoidal position; that the keys
-carry the same position and the values do not, and all sizes, are this project's decisions.
+As in CrossMAE (Fu et al., arXiv 2401.14391), which HAD follows: hidden positions are queries that attend to
+the visible features only, never to one another. The query is a mask embedding plus a sinusoidal position;
+that the keys carry the same position and the values do not, and all sizes, are this project's decisions.
 
 Shape suffixes: B batch, L length, Q queries, M keys, D width, H heads, K head width.
 """
@@ -26,7 +26,7 @@ BASES = 4
 
 
 def sinusoidal_positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines (L, width) float32 of positions 0 … length − 1 (Vaswani et al., arXiv 1706.03762)."""
+    """Compute sines and cosines (L, width) float32 of positions from 0 (Vaswani et al., arXiv 1706.03762)."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     frequency = 10_000.0 ** -(torch.arange(0, width, 2, dtype=dtype, device=device) / width)
     angle = torch.outer(torch.arange(length, dtype=dtype, device=device), frequency)
@@ -34,10 +34,10 @@ def sinusoidal_positions(length: int, width: int, device: torch.device) -> Tenso
 
 
 def hidden_and_visible_index(hidden: Tensor, n_hidden: int) -> tuple[Tensor, Tensor]:
-    """Positions of the hidden (B, n_hidden) and of the visible letters (B, L − n_hidden), in rising order, int64.
+    """Give the rising positions of hidden (B, n_hidden) and of visible letters (B, L - n_hidden), int64.
 
-    ``hidden`` is (B, L) bool with exactly ``n_hidden`` True in every row, which is not checked: a look at the numbers
-    would make the CPU wait for the GPU.
+    ``hidden`` is (B, L) bool with exactly ``n_hidden`` True in every row, which is not checked: a look at the
+    numbers would make the CPU wait for the GPU.
     """
     order = torch.argsort((~hidden).to(torch.uint8), dim=1, stable=True)
     return order[:, :n_hidden], order[:, n_hidden:]
@@ -88,11 +88,11 @@ class CrossAttentionDecoder(nn.Module):
         features
             (B, L, D), the student's last hidden state.
         query_index
-            (B, Q) int64 positions to predict. Queries do not see one another, so rows with fewer may be filled up with
-            any position, whose logits are then ignored.
+            (B, Q) int64 positions to predict. Queries do not see one another, so rows with fewer may be
+            filled up with any position, whose logits are then ignored.
         key_index
-            (B, M) int64 positions that are visible, the same number in every row: the way without a mask, for training
-            (see ``hidden_and_visible_index``). M may be 0.
+            (B, M) int64 positions that are visible, the same number in every row: the way without a mask, for
+            training (see ``hidden_and_visible_index``). M may be 0.
         key_mask
             (B, L) bool, True where visible: the general way. Without either everything is visible.
         start
@@ -101,7 +101,8 @@ class CrossAttentionDecoder(nn.Module):
         Returns
         -------
         Tensor
-            Logits (B, Q, 4) over A, C, G, T. In a row without a visible position the attention contributes exactly 0.
+            Logits (B, Q, 4) over A, C, G, T. In a row without a visible position the attention contributes
+            exactly 0.
 
         Raises
         ------
@@ -124,9 +125,7 @@ class CrossAttentionDecoder(nn.Module):
         x = x + self.mlp(self.mlp_norm(x))
         return self.head(self.norm(x))
 
-    def _attend(
-        self, x_BQD: Tensor, features_BMD: Tensor, position_BMD: Tensor, key_mask_BM: Tensor | None
-    ) -> Tensor:
+    def _attend(self, x_BQD: Tensor, features_BMD: Tensor, position_BMD: Tensor, key_mask_BM: Tensor | None) -> Tensor:
         """Cross-attention of queries to visible features (B, Q, D)."""
         query = self._heads(self.query_proj(self.query_norm(x_BQD)))
         key = self._heads(self.key_proj(features_BMD + position_BMD))
@@ -137,7 +136,8 @@ class CrossAttentionDecoder(nn.Module):
         elif key_mask_BM is None:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
-            # A row that sees nothing looks at its first position, so that softmax is finite, and what it finds is dropped.
+            # A row that sees nothing looks at its first position, so that softmax is finite, and what it
+            # finds is dropped.
             some = key_mask_BM.any(1, keepdim=True)
             seen = key_mask_BM.clone()
             seen[:, :1] |= ~some
@@ -197,7 +197,8 @@ class HADForMaskedLM(nn.Module):
         if len(row) == 0:
             return MaskedLMOutput(logits, features)
         counts = hidden.sum(1)
-        # Rows with fewer than the most are filled up; `slot` is a letter's place among the hidden ones of its row.
+        # Rows with fewer than the most are filled up; `slot` is a letter's place among the hidden ones of its
+        # row.
         slot = (hidden.cumsum(1) - 1)[row, position]
         query_index = row.new_zeros(len(hidden), int(counts.max()))
         query_index[row, slot] = position
@@ -227,8 +228,8 @@ class HADForMaskedLM(nn.Module):
         model = HADModel.from_pretrained(folder)
         if not (folder / DECODER_FILE).is_file():
             raise UserError(
-                f"{folder} holds no {DECODER_FILE}: this student was saved without its decoder and cannot predict "
-                "letters; use a pre-trained one."
+                f"{folder} holds no {DECODER_FILE}: this student was saved without its decoder and cannot "
+                "predict letters; use a pre-trained one."
             )
         decoder = CrossAttentionDecoder(model.config)
         load_weights(decoder, folder / DECODER_FILE)

@@ -1,4 +1,4 @@
-"""Models as folders: ``config.json`` and safetensors files, found by path, by bundled name or on the Hugging Face Hub."""
+"""Models as folders: ``config.json`` and safetensors, found by path, by bundled name or on the Hub."""
 
 import json
 import os
@@ -37,7 +37,8 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     Parameters
     ----------
     name
-        An existing folder, the name of a bundled model, or a Hub repository ``owner/name``, looked for in this order.
+        An existing folder, the name of a bundled model, or a Hub repository ``owner/name``, looked for in
+        this order.
     revision
         Branch, tag or commit of the Hub repository.
 
@@ -56,16 +57,14 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     bundled = ", ".join(bundled_models()) or "none"
     if str(name) == DEFAULT_MODEL:
         raise UserError(
-            f"the trained model {DEFAULT_MODEL!r} is not part of this installation (bundled: {bundled}); name a folder "
-            "written by `had pretrain`, or a Hub repository."
+            f"the trained model {DEFAULT_MODEL!r} is not part of this installation (bundled: {bundled}); "
+            "name a folder written by `had pretrain`, or a Hub repository."
         )
     # A mistyped `runs/model` looks like a Hub name; where `runs` is a folder here, nobody meant the Hub.
     if not _HUB_NAME.fullmatch(str(name)) or path.parent.is_dir():
         raise UserError(f"{name}: no folder here and no bundled model has this name (bundled: {bundled}).")
     try:
-        return Path(
-            snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG_FILE, "*.safetensors"])
-        )
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG_FILE, "*.safetensors"]))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason}).") from error
@@ -106,9 +105,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} holds no {path.name}: the model's weights are missing.") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); copy or download it again."
-        ) from error
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from error
     wanted = module.state_dict()
     faults = []
     if missing := [key for key in wanted if key not in found]:
@@ -148,7 +145,8 @@ def write_folder(
     model_type, config
         Content of ``config.json``.
     weights
-        File name to module; a file whose module is None is removed, so that no decoder of an earlier save stays.
+        File name to module; a file whose module is None is removed, so that no decoder of an earlier save
+        stays.
 
     Raises
     ------
@@ -180,9 +178,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in state.items()}
 
 
-def upload_folder(
-    folder: str | os.PathLike[str], repo_id: str, private: bool = False, token: str | None = None
-) -> str:
+def upload_folder(folder: str | os.PathLike[str], repo_id: str, private: bool = False, token: str | None = None) -> str:
     """Upload a saved model to the Hugging Face Hub and give the address of the commit.
 
     Raises
@@ -193,8 +189,7 @@ def upload_folder(
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model"))
+        commit = api.upload_folder(repo_id=repo_id, folder_path=Path(folder), commit_message="Upload model")
+        return str(commit)
     except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"{repo_id}: the Hub did not take the model ({str(error).strip().splitlines()[0]})."
-        ) from error
+        raise UserError(f"{repo_id}: the Hub did not take the model ({str(error).strip().splitlines()[0]}).") from error

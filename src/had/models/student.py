@@ -1,7 +1,8 @@
 """The student: HAD's bidirectional Gated DeltaNet with one attention block, on single nucleotides.
 
-The order of layers is that of "HAD: Hybrid Architecture Distillation …" (Yang et al., arXiv 2505.20836); sizes, what
-the two directions share, and the initialisation are this project's, since the authors published no code.
+The order of layers is that of "HAD: Hybrid Architecture Distillation …" (Yang et al., arXiv 2505.20836);
+sizes, what the two directions share, and the initialisation are this project's, since the authors published
+no code.
 
 Shape suffixes: B batch, L length, D width.
 """
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from had.errors import UserError
 from had.models.embedding import embed
-from had.models.functional import permute_letters
-from had.models.layers import BiGatedDeltaNet, Block, Padding, RMSNorm, SelfAttention
+from had.models.layers import BiGatedDeltaNet, Block, RMSNorm, SelfAttention
+from had.models.padding import Layout
 from had.models.saving import (
     DECODER_FILE,
     DEFAULT_MODEL,
@@ -39,7 +40,7 @@ _FOREIGN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transform
 
 @dataclass
 class HADConfig:
-    """Sizes of the student and of its reconstruction decoder; the defaults have 1,088,928 parameters (student)."""
+    """Sizes of the student and its decoder; by default the student has 1,088,928 parameters."""
 
     model_type: ClassVar[str] = "had"
 
@@ -79,6 +80,7 @@ class HADConfig:
     """Heads of the reconstruction decoder's cross-attention."""
 
     def __post_init__(self) -> None:
+        """Refuse impossible sizes with a ValueError."""
         sizes = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -94,7 +96,7 @@ class HADConfig:
             raise ValueError("a model needs at least one block")
         for name in ("pad_token_id", "mask_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name} must lie in 0 … vocab_size − 1; got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0 and below vocab_size; got {getattr(self, name)}")
 
     @property
     def n_blocks(self) -> int:
@@ -116,9 +118,7 @@ class HADConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
-            raise UserError(
-                f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?"
-            )
+            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
         try:
             return cls(**{name: value for name, value in values.items() if name in known})
         except (TypeError, ValueError) as error:
@@ -132,53 +132,7 @@ class HADOutput:
     last_hidden_state: Tensor
     """(B, L, D), after the final RMSNorm."""
     hidden_states: tuple[Tensor, ...] | None = None
-    """Blocks + 1 tensors (B, L, D): the embedding, then each block's output; the last is ``last_hidden_state``."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a padded batch of the caller is turned into a right-padded one and back."""
-
-    padding: Padding
-    mask: Tensor
-    """(B, L) bool, in the caller's layout."""
-    index: Tensor
-    """(B, L) int64: flat source of each position of the right-padded batch: every row is rolled."""
-    inverse: Tensor
-
-    def restore(self, x_BLD: Tensor) -> Tensor:
-        """Put features back where the caller's letters are, 0 elsewhere."""
-        return permute_letters(x_BLD, self.inverse, self.index).masked_fill(~self.mask[..., None], 0.0)
-
-
-def _layout(attention_mask: Tensor | NDArray[Any] | None, input_ids: Tensor) -> _Layout | None:
-    """Read an attention mask; None where nothing is padded."""
-    if attention_mask is None:
-        return None
-    mask = torch.as_tensor(attention_mask) != 0
-    if mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask is {tuple(mask.shape)} but input_ids is {tuple(input_ids.shape)}")
-    # On a GPU these looks would make the CPU wait for it at every step.
-    if mask.device.type == "cpu":
-        if mask.all():
-            return None
-        runs = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-        if (runs > 1).any():
-            row = int((runs > 1).nonzero()[0])
-            raise ValueError(
-                f"attention_mask has a hole in row {row}: padding may stand only before or after the letters"
-            )
-    mask = mask.to(input_ids.device)
-    batch, length = mask.shape
-    row = torch.arange(batch, device=mask.device)[:, None] * length
-    position = torch.arange(length, device=mask.device)
-    start = mask.int().argmax(1)[:, None]
-    return _Layout(
-        Padding.from_lengths(mask.sum(1), length),
-        mask,
-        (position + start) % length + row,
-        (position - start) % length + row,
-    )
+    """Blocks + 1 tensors (B, L, D): the embedding, then each block; the last is ``last_hidden_state``."""
 
 
 class HADModel(nn.Module):
@@ -207,12 +161,9 @@ class HADModel(nn.Module):
             for _ in range(config.recurrent_blocks)
         ]
         mixers += [
-            SelfAttention(width, config.attention_heads, config.rotary_base)
-            for _ in range(config.attention_blocks)
+            SelfAttention(width, config.attention_heads, config.rotary_base) for _ in range(config.attention_blocks)
         ]
-        self.blocks = nn.ModuleList(
-            Block(mixer, width, config.intermediate_size, config.norm_eps) for mixer in mixers
-        )
+        self.blocks = nn.ModuleList(Block(mixer, width, config.intermediate_size, config.norm_eps) for mixer in mixers)
         self.norm = RMSNorm(width, config.norm_eps)
         initialise(self, config.initializer_range, config.n_blocks)
 
@@ -234,32 +185,30 @@ class HADModel(nn.Module):
         input_ids
             (B, L) integer token ids, torch or numpy.
         attention_mask
-            (B, L), 0 at padding. Padding may stand before or after the letters of a row; real positions then have the
-            numbers each sequence has alone (up to the rounding of sums in another order), and padded ones are 0. A row
-            without any letter is allowed. None (nothing is padded) is fastest.
+            (B, L), 0 at padding. Padding may stand before or after the letters of a row; real positions then
+            have the numbers each sequence has alone (up to the rounding of sums in another order), and padded
+            ones are 0. A row without any letter is allowed. None (nothing is padded) is fastest.
         output_hidden_states
             Whether to keep the output of every block.
 
         Raises
         ------
         ValueError
-            ``input_ids`` is not a (B, L) integer array with 1 ≤ L ≤ ``config.max_length``, or the mask has another
-            shape or a hole. Holes are looked for only in masks that are in the CPU's memory.
+            ``input_ids`` is not a (B, L) integer array with 1 ≤ L ≤ ``config.max_length``, or the mask has
+            another shape or a hole. Holes are looked for only in masks that are in the CPU's memory.
         """
         ids = torch.as_tensor(input_ids)
         if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(
-                f"input_ids must be integers of shape (B, L); got {ids.dtype} {tuple(ids.shape)}"
-            )
+            raise ValueError(f"input_ids must be integers of shape (B, L); got {ids.dtype} {tuple(ids.shape)}")
         if not 1 <= ids.shape[1] <= self.config.max_length:
             raise ValueError(
                 f"input_ids must be 1 to {self.config.max_length} letters long (config.max_length); got {ids.shape[1]}"
             )
         ids = ids.to(self.device, torch.int64)
-        layout = _layout(attention_mask, ids)
+        layout = Layout.from_mask(attention_mask, ids)
         padding = None if layout is None else layout.padding
         x = self.embedding(ids if layout is None else ids.take(layout.index))
-        states = [x]
+        states: list[Tensor] = [x]
         for block in self.blocks:
             x = block(x, padding)
             states.append(x)
@@ -281,12 +230,13 @@ class HADModel(nn.Module):
         Returns
         -------
         numpy.ndarray
-            (n, D) float32, one row per sequence, in order; for ``pooling="none"`` a list of n arrays (length, D).
+            (n, D) float32, one row per sequence, in order; for ``pooling="none"`` a list of n arrays
+            (length, D).
         """
         return embed(self, sequences, pooling, batch_size, both_strands, layer)
 
     def save_pretrained(self, folder: str | os.PathLike[str], decoder: nn.Module | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors`` and, where a decoder is given, ``decoder.safetensors``.
+        """Write ``config.json``, ``model.safetensors`` and, with a decoder, ``decoder.safetensors``.
 
         Each file appears whole or not at all. Without a decoder one that an earlier save left is removed.
 
@@ -350,7 +300,7 @@ def _without_decay(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def parameter_groups(*modules: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: no weight decay on ``A_log``, ``dt_bias``, norms, embeddings and biases.
+    """Group parameters for an optimizer: no weight decay on gates, norms, embeddings and biases.
 
     Parameters
     ----------
@@ -362,7 +312,8 @@ def parameter_groups(*modules: nn.Module, weight_decay: float) -> list[dict[str,
     Returns
     -------
     list of dict
-        Two groups of parameters that require a gradient, decayed ones first, in the order of ``parameters()``.
+        Two groups of parameters that require a gradient, decayed ones first, in the order of
+        ``parameters()``.
     """
     spared = {id(parameter) for module in modules for parameter in _without_decay(module)}
     parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
@@ -373,7 +324,7 @@ def parameter_groups(*modules: nn.Module, weight_decay: float) -> list[dict[str,
 
 
 def load(name: str | os.PathLike[str] | None = None) -> HADModel:
-    """Load a student, ready to use: a bundled name, a folder, or a Hub repository; default: the bundled student.
+    """Load a student: a bundled name, a folder or a Hub repository; default: the bundled student.
 
     Raises
     ------

@@ -1,8 +1,9 @@
 """Teachers: whatever gives one feature vector per 6-mer of a window of DNA.
 
-A teacher is any object with the attributes and methods of `Teacher`; nothing needs to be inherited. The network used
-in the paper, Nucleotide Transformer v2, is `NTv2Teacher`; with random weights it is the control that shows what
-distillation owes to the teacher's training (`random_teacher`). ``load_teacher`` finds a teacher by name.
+A teacher is any object with the attributes and methods of `Teacher`; nothing needs to be inherited. The
+network used in the paper, Nucleotide Transformer v2, is `NTv2Teacher`; with random weights it is the control
+that shows what distillation owes to the teacher's training (`random_teacher`). ``load_teacher`` finds a
+teacher by name.
 
 Shape letters: B windows, L = 6·T letters, T groups (6-mers), D teacher width.
 """
@@ -32,7 +33,7 @@ class Teacher(Protocol):
     name: str
     """For reports and logs."""
     licence: str
-    """Licence of the weights, which a student's model card repeats; empty where none is stated."""
+    """Licence of the weights, for reports; empty where none is stated."""
     width: int
     """D, length of a feature vector."""
     max_groups: int
@@ -74,8 +75,9 @@ def check_window(teacher: Teacher, n_groups: int) -> None:
     """
     if n_groups > teacher.max_groups:
         raise UserError(
-            f"windows of {n_groups * GROUP} letters ({n_groups} groups) are too long for the teacher {teacher.name}, "
-            f"which reads at most {teacher.max_groups * GROUP} ({teacher.max_groups} groups); use shorter windows."
+            f"windows of {n_groups * GROUP} letters ({n_groups} groups) are too long for the teacher "
+            f"{teacher.name}, which reads at most {teacher.max_groups * GROUP} ({teacher.max_groups} groups); "
+            "use shorter windows."
         )
 
 
@@ -89,10 +91,11 @@ class NTv2Teacher:
     name
         For reports and logs.
     precision
-        ``float32``, or ``bf16`` for matrix products; the sum of the residual stream and the norms stay float32.
+        ``float32``, or ``bf16`` for matrix products; the sum of the residual stream and the norms stay
+        float32.
     tokens_at_once
-        Largest number of tokens in one forward pass; larger batches are cut into equal parts. Default: 4,096 on a CPU,
-        32,768 elsewhere.
+        Largest number of tokens in one forward pass; larger batches are cut into equal parts. Default: 4,096
+        on a CPU, 32,768 elsewhere.
 
     Raises
     ------
@@ -109,8 +112,8 @@ class NTv2Teacher:
     ) -> None:
         if network.config.vocab_size < KMER_OFFSET + N_KMERS:
             raise UserError(
-                f"the teacher {name} has a vocabulary of {network.config.vocab_size} tokens, which cannot hold the "
-                f"{N_KMERS} 6-mers; use a 6-mer Nucleotide Transformer v2."
+                f"the teacher {name} has a vocabulary of {network.config.vocab_size} tokens, which cannot "
+                f"hold the {N_KMERS} 6-mers; use a 6-mer Nucleotide Transformer v2."
             )
         self.network = network.eval().requires_grad_(False)
         self.name, self.licence, self.precision = name, network.licence, precision
@@ -153,12 +156,14 @@ class NTv2Teacher:
         return self._digest
 
     def tokens(self, codes: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Token ids (B, 1 + T) int64 on the teacher's device: ``<cls>``, then the 6-mers, ``<mask>`` where hidden.
+        """Token ids (B, 1 + T) int64 on the teacher's device: ``<cls>``, then the 6-mers, ``<mask>`` where
+        hidden.
 
         Raises
         ------
         ValueError
-            Codes are not (B, 6·T) integers 0 … 3, or ``hidden`` is not (B, T). Values are looked at on the CPU only.
+            Codes are not (B, 6·T) integers 0 … 3, or ``hidden`` is not (B, T). Values are looked at on the
+            CPU only.
         had.errors.UserError
             The windows are longer than the network can read.
         """
@@ -235,8 +240,8 @@ def random_teacher(
         sizes = dict(zip(names, map(int, size.split("x")), strict=True))
     else:
         raise UserError(
-            f"random:{size} names no size; write random:50m, or random:<hidden>x<layers>x<heads>x<ffn> such as "
-            "random:256x6x4x1024."
+            f"random:{size} names no size; write random:50m, or random:<hidden>x<layers>x<heads>x<ffn> such "
+            "as random:256x6x4x1024."
         )
     try:
         config = NucleotideTransformerConfig(**sizes)

@@ -23,14 +23,13 @@ import math
 import numpy as np
 from numba import njit
 
-from had.ops.lanes import add, fma, load, mul, splat, store, total, totals
+from had.ops.arguments import EPSILON
+from had.ops.lanes import add, fma, load, mul, prefetch, splat, store, total, totals
 
 TILE = 32
 """Columns of the state handled together: four vectors, so that eight sums are in flight."""
-BLOCK = 16
+BLOCK = 32
 """Tokens between two kept states."""
-EPSILON = 1e-6
-"""Added to a squared norm before its reciprocal root, as flash-linear-attention does."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -126,6 +125,14 @@ def forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start
             qk = splat(products[j])
             v_at = b * strides[2, 0] + (first + j) * strides[2, 1] + h * strides[2, 2]
             out = ((b * L + first + j) * H + h) * V
+            for c in range(0, V, 16):
+                prefetch(v, v_at + BLOCK * strides[2, 1] + c)
+                prefetch(o, out + BLOCK * H * V + c)
+                if keep:
+                    prefetch(errors, out + BLOCK * H * V + c)
+            for r in range(0, K, 16):
+                prefetch(q, q_at + (BLOCK + j) * strides[0, 1] + r)
+                prefetch(k, k_at + (BLOCK + j) * strides[1, 1] + r)
             for c in range(0, V, TILE):
                 k0, k1, k2, k3 = zero, zero, zero, zero
                 q0, q1, q2, q3 = zero, zero, zero, zero
@@ -191,6 +198,16 @@ def backward_head(
             out = ((b * L + first + j) * H + h) * V
             for c in range(0, V, 8):
                 store(deltas, j * V + c, mul(strength, load(errors, out + c)))
+            for c in range(0, V, 16):
+                prefetch(errors, out - BLOCK * H * V + c)
+                prefetch(do, out - BLOCK * H * V + c)
+                prefetch(dv, out - BLOCK * H * V + c)
+            for r in range(0, K, 16):
+                prefetch(q, q_at + (j - BLOCK) * strides[0, 1] + r)
+                prefetch(k, k_at + (j - BLOCK) * strides[1, 1] + r)
+            share = size // BLOCK
+            for r in range(0, share, 16):
+                prefetch(kept, (unit * blocks + block - 1) * size + j * share + r)
             old, new = j * size, min(j + 1, BLOCK - 1) * size
             last = j + 1 == BLOCK
             for c in range(0, V, TILE):
@@ -279,3 +296,21 @@ def backward_head(
             dk_rows, k_rows, k_factors, k, k_at, strides[1, 1], n, K, normalise, real(1), dk, out, H * K
         )
     _copy(d_state, 0, d_start, unit * size, size)
+
+
+@njit(nogil=True, error_model="numpy")
+def forward(first, last, sizes, strides, scale, normalise, q, k, v, g, beta, start, o, end, errors, kept):
+    """Run the (sequence, head) pairs ``first`` to ``last`` forward."""
+    for unit in range(first, last):
+        forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start, o, end, errors, kept)
+
+
+@njit(nogil=True, error_model="numpy")
+def backward(
+    first, last, sizes, strides, scale, normalise, q, k, g, beta, errors, kept, do, d_end, dq, dk, dv, dg, dbeta, d_start
+):
+    """Gradients for the (sequence, head) pairs ``first`` to ``last``."""
+    for unit in range(first, last):
+        backward_head(
+            unit, sizes, strides, scale, normalise, q, k, g, beta, errors, kept, do, d_end, dq, dk, dv, dg, dbeta, d_start
+        )

@@ -146,3 +146,20 @@ def totals(typingctx, array, index):
         return rows[0]
 
     return Lanes(array.dtype)(array, index), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of an element that is needed soon. An index outside of the array does no harm."""
+
+    def codegen(context, builder, signature, args):
+        index_value = context.cast(builder, args[1], signature.args[1], types.intp)
+        pointer, _ = _address(context, builder, signature.args[0], args[0], index_value)
+        byte_pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        i32 = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer.type, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        builder.call(function, [byte_pointer, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen

@@ -281,17 +281,16 @@ def _read_manifest(raw: bytes) -> dict[str, Any] | None:
 
 @contextmanager
 def _out_of_the_way(target: Path) -> Iterator[None]:
-    """Keep an older checkpoint of the same step until the new one is in its place."""
+    """Keep an older checkpoint of the same step until the new one is in its place.
+
+    Where the new one never gets there, `_restore_previous` puts the old one back.
+    """
     if not target.exists():
         yield
         return
     previous = temporary_name(target).with_suffix(".previous")
     os.rename(target, previous)
-    try:
-        yield
-    except BaseException:
-        os.rename(previous, target)
-        raise
+    yield
     shutil.rmtree(previous, ignore_errors=True)
 
 

@@ -90,13 +90,15 @@ def alignment_sums(
     return {name: (error * weight).sum(1).double().cpu().numpy() for name, error in result.items()}
 
 
-def baseline_record(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Line of the metrics log with each baseline's mean: ``{"split": "baseline", "loss_rec": {…}, …}``."""
-    record: dict[str, Any] = {"split": "baseline", "step": 0}
+def baseline_records(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Lines of the metrics log, one per baseline: its name and its mean in each metric it has."""
+    records: dict[str, dict[str, Any]] = {}
     for metric, score in scores.items():
         total = score.counts.sum()
-        record[metric] = {name: float(sums.sum() / total) for name, sums in score.baselines.items()}
-    return record
+        for name, sums in score.baselines.items():
+            record = records.setdefault(name, {"split": "baseline", "step": 0, "name": name})
+            record[metric] = float(sums.sum() / total)
+    return list(records.values())
 
 
 def report(scores: Mapping[str, Scores], block: int = 1, seed: int = 0) -> dict[str, Any]:

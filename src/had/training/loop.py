@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from had.errors import RunFault, UserError
+from had.files import atomic_write_text
 from had.training.held_out import Scores
 from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
 from had.training.run_folder import RunFolder
@@ -43,7 +44,7 @@ class TrainingConfig:
     checkpoint_every: int = 250
     """Steps between checkpoints (there is always one at the end)."""
     keep_checkpoints: int = 2
-    """Checkpoints kept besides the newest being written."""
+    """Checkpoints kept, the newest included."""
     log_every: int = 10
     """Steps between flushes of the metrics log; every step has its own line."""
     log_windows: bool = False
@@ -136,6 +137,7 @@ class Trainer:
         config, main = self.config, self.accelerator.is_main_process
         if resume_from is not None:
             self.step = load_training_state(resume_from, self.bare, self.optimizers)
+        self._cut_window_log()
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         step_bp = config.global_batch * self.objective.window_bp()
         self._clock = time.monotonic()
@@ -236,7 +238,7 @@ class Trainer:
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise RunFault(
                     f"the loss or its gradient is not finite at step {record['step']} (loss {loss}); "
-                    f"{self.run_folder.saved_sentence()} Lower training.optimizer.lr, or resume with another seed."
+                    f"{self.run_folder.saved_sentence()} Lower training.optimizer.lr and start into a new --out."
                 )
         self.pending.clear()
 
@@ -257,6 +259,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
+            # No checkpoint may outlive the lines that led to it.
+            self.run_folder.sync_metrics()
             extra = {
                 "seed": self.seed,
                 "processes": self.accelerator.num_processes,
@@ -267,8 +271,18 @@ class Trainer:
             )
         self.accelerator.wait_for_everyone()
 
+    @property
+    def _window_log(self) -> Path:
+        return self.run_folder.path / f"windows-rank{self.accelerator.process_index}.tsv"
+
+    def _cut_window_log(self) -> None:
+        """Drop the windows of steps that will be done again."""
+        if self._window_log.exists():
+            lines = self._window_log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if int(line.split("\t", 1)[0]) < self.step]
+            atomic_write_text(self._window_log, "".join(kept))
+
     def _log_windows(self, indices: np.ndarray) -> None:
-        path = self.run_folder.path / f"windows-rank{self.accelerator.process_index}.tsv"
-        with path.open("a", encoding="utf-8") as file:
+        with self._window_log.open("a", encoding="utf-8") as file:
             for contig, start, strand in self.objective.describe_windows(indices):
                 file.write(f"{self.step}\t{contig}\t{start}\t{strand}\n")

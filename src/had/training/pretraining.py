@@ -9,7 +9,8 @@ import torch
 
 from had.errors import UserError
 from had.models.student import HADConfig, HADModel
-from had.models.teachers import Teacher, load_teacher
+from had.models.teacher_loading import load_teacher
+from had.models.teachers import Teacher
 from had.training.data import DataConfig, WindowData
 from had.training.distillation import DistillationModule, DistillationObjective, ObjectiveConfig, fit_table
 from had.training.loop import TrainingConfig

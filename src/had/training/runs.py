@@ -14,7 +14,7 @@ from had.console import say
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
 from had.training.devices import keep_freed_memory, make_accelerator, set_threads
-from had.training.held_out import as_lines, baseline_record, report
+from had.training.held_out import as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
 from had.training.run_folder import RunFolder
 
@@ -66,8 +66,9 @@ def execute(
     if training.trackers:
         accelerator.init_trackers("had", config={})
     try:
-        if main and run.resume_from is None and (scores := objective.scores()):
-            run.append_metrics(baseline_record(scores))
+        if main and run.resume_from is None:
+            for record in baseline_records(objective.scores()):
+                run.append_metrics(record)
         trainer = Trainer(objective, training, run, accelerator, seed=config.seed, quiet=options.quiet)
         step = trainer.run(resume_from=run.resume_from, stop_after=options.stop_after)
         if main and step == training.steps and (scores := objective.scores()):
@@ -98,6 +99,8 @@ def _open_run(config: Any, out: Path, options: RunOptions, data: WindowData, acc
             seed=config.seed,
             threads=torch.get_num_threads(),
             processes=accelerator.num_processes,
+            # Checked by their content instead: files may move.
+            may_differ={"genome"},
         )
         for note in run.notes:
             say(note)

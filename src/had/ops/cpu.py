@@ -1,0 +1,179 @@
+"""The fast CPU backend of the gated delta rule: compiled sequential loops, forward and backward.
+
+The kernels release the interpreter lock, so that plain Python threads share the work: as many as PyTorch is set to
+use, none kept from one fork to the next, and no second threading library beside PyTorch's. A (sequence, head) is
+computed by one thread, so that no number depends on how many there are.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from had.dna.store import cache_folder
+from had.ops.arguments import working_dtype
+
+logger = logging.getLogger(__name__)
+
+PIECES_PER_THREAD = 4
+"""Pieces of work handed out per thread, so that a thread on a busy core does not hold up the others."""
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """Say why numba cannot be used, or None where it can."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"numba cannot be imported ({error})"
+    return None if hasattr(numba, "njit") else "numba is incomplete"
+
+
+def _cache_kernels(kernels: ModuleType) -> None:
+    """Keep compiled kernels in the user's cache folder, under a name that changes with their source."""
+    from numba import config
+
+    from had.ops import lanes
+
+    # numba looks at the kernels' own file only, so a change of the lanes alone would go unnoticed.
+    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, kernels))
+    folder = cache_folder() / "numba" / hashlib.sha256(sources).hexdigest()[:16]
+    chosen_by_user = config.CACHE_DIR
+    try:
+        config.CACHE_DIR = chosen_by_user or str(folder)
+        for kernel in (kernels.forward, kernels.backward):
+            kernel.enable_caching()
+    except (RuntimeError, OSError) as error:
+        logger.warning("compiled kernels cannot be kept, so every process compiles its own: %s", error)
+    finally:
+        config.CACHE_DIR = chosen_by_user
+
+
+_compile_lock = threading.RLock()
+_seconds: dict[torch.dtype, float] = {}
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from had.ops import cpu_kernels
+
+    _cache_kernels(cpu_kernels)
+    return cpu_kernels
+
+
+def prepare(dtype: torch.dtype = torch.float32) -> float:
+    """Compile the kernels for a dtype, or load them from the cache; done by the first call otherwise.
+
+    Parameters
+    ----------
+    dtype
+        float32 or float64.
+
+    Returns
+    -------
+    float
+        Seconds that this took in this process, whenever it was done.
+    """
+    if dtype in _seconds:
+        return _seconds[dtype]
+    with _compile_lock:
+        if dtype not in _seconds:
+            from numba import types
+
+            began = time.perf_counter()
+            real = types.float64 if dtype == torch.float64 else types.float32
+            flat = types.Array(real, 1, "C")
+            shared = (types.intp, types.intp, types.UniTuple(types.intp, 4), types.Array(types.int64, 2, "C"))
+            kernels = _kernels()
+            for kernel, arrays in ((kernels.forward, 10), (kernels.backward, 14)):
+                try:
+                    kernel.compile((*shared, real, types.boolean, *[flat] * arrays))
+                except OSError as error:
+                    # The code is compiled by then; only writing it to the cache failed.
+                    logger.warning("the compiled kernels could not be written to the cache: %s", error)
+            _seconds[dtype] = time.perf_counter() - began
+            cached = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward))
+            how = "loaded the compiled CPU kernels" if cached else "compiled the CPU kernels (once; kept for next time)"
+            logger.info("%s in %.1f s", how, _seconds[dtype])
+    return _seconds[dtype]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="had-gated-delta-rule")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads of a pool do not survive a fork: a child, such as a data-loading worker, makes its own.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _share(work: Callable[[int, int], None], units: int, threads: int) -> None:
+    """Call ``work(first, last)`` until 0 to ``units`` is covered, on ``threads`` threads, this one being one."""
+    threads = min(threads, units)
+    if threads <= 1:
+        work(0, units)
+        return
+    pieces = min(units, threads * PIECES_PER_THREAD)
+    edges = [units * piece // pieces for piece in range(pieces + 1)]
+    todo: Iterator[tuple[int, int]] = zip(edges, edges[1:], strict=False)
+
+    def worker() -> None:
+        for first, last in todo:
+            work(first, last)
+
+    futures = [_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
+    try:
+        worker()
+    finally:
+        for future in futures:
+            # A worker that has not begun would find nothing left to do.
+            if not future.cancel():
+                future.result()
+
+
+def _flat(x: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
+    """One-dimensional array over a tensor's memory, with the strides of batch, token and head in elements."""
+    x = x.detach()
+    if x.ndim == 4 and x.stride(3) != 1:
+        x = x.contiguous()
+    strides = x.stride()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True))
+    return x.as_strided((span,), (1,)).numpy(), (strides[0], strides[1], strides[2])
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, start: Tensor, scale: float, normalise: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, final state, and what the backward pass needs where ``keep`` is set: errors and kept states."""
+    (B, L, H, K), V = q.shape, v.shape[-1]
+    kernels = _kernels()
+    prepare(q.dtype)
+    o, end = q.new_empty(B, L, H, V), q.new_empty(B, H, K, V)
+    blocks = -(-L // kernels.BLOCK)
+    errors = q.new_empty((B, L, H, V) if keep else (0,))
+    kept = q.new_empty((B * H, blocks, K, V) if keep else (0,))
+    arrays, strides = zip(*map(_flat, (q, k, v, g, beta)), strict=True)
+    outputs = [x.view(-1).numpy() for x in (start.detach().contiguous(), o, end, errors, kept)]
+    arguments = ((L, H, K, V), np.array(strides), kernels_scalar(scale, q.dtype), normalise, *arrays, *outputs)
+    _share(lambda first, last: kernels.forward(first, last, *arguments), B * H, torch.get_num_threads())
+    return o, end, errors, kept
+
+
+def kernels_scalar(value: float, dtype: torch.dtype) -> np.floating[Any]:
+    """Give a number the kernels' precision."""
+    return np.float64(value) if dtype == torch.float64 else np.float32(value)

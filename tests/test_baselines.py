@@ -1,0 +1,336 @@
+"""Markov chains, tables of 6-mer means and k-mer regression against slow definitions."""
+
+from collections import Counter
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from had.baselines import HiddenGroupBaselines, KmerLogisticRegression, KmerTable, MarkovModel, MeanVector
+from had.baselines import markov as markov_module
+from had.dna import alphabet
+from had.dna.labelled import read_splits
+from had.errors import UserError
+from had.metrics import mcc
+
+KMERS = ["".join(letters) for letters in product("ACGT", repeat=6)]
+CONTEXTS = ["".join(letters) for letters in product("ACGT", repeat=5)]
+PAIR = str.maketrans("ACGT", "TGCA")
+
+
+def random_codes(seed: int, *shape: int) -> np.ndarray:
+    """Letters with strong first-order structure, so that a chain has something to learn."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, shape).astype(np.uint8)
+    repeat = rng.random(shape) < 0.4
+    for i in range(1, shape[-1]):
+        codes[..., i] = np.where(repeat[..., i], (codes[..., i - 1] + 1) % 4, codes[..., i])
+    return codes
+
+
+def index(word: str | None) -> int | None:
+    return None if word is None else int("".join(str("ACGT".index(letter)) for letter in word), 4)
+
+
+class SlowChain:
+    """Order-5 chain as a dictionary, both strands, pseudo-count 1."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.counts: Counter[str] = Counter()
+        for text in texts:
+            for strand in (text, text.translate(PAIR)[::-1]):
+                self.counts.update(strand[i : i + 6] for i in range(len(strand) - 5))
+
+    @cache  # noqa: B019
+    def next_letter(self, context: str, letter: str) -> float:
+        total = sum(self.counts[context + other] + 1 for other in "ACGT")
+        return (self.counts[context + letter] + 1) / total
+
+    def chain(self, text: str) -> float:
+        p = 1.0
+        for i in range(5, len(text)):
+            p *= self.next_letter(text[i - 5 : i], text[i])
+        return p
+
+    def context_weight(self, context: str) -> float:
+        return sum(self.counts[context + letter] + 1 for letter in "ACGT")
+
+    def two_sided(self, left: str, right: str | None) -> np.ndarray:
+        p = np.array([self.chain(left + w + (right or "")) for w in KMERS])
+        return p / p.sum()
+
+    def at_left_edge(self, w: str, right: str | None) -> float:
+        """p(w, right) with the context before w averaged out by its frequency."""
+        weights = [self.context_weight(x) for x in CONTEXTS]
+        before = sum(weight * self.chain(x + w) for x, weight in zip(CONTEXTS, weights, strict=True))
+        return before / sum(weights) * self.chain(w[1:] + (right or ""))
+
+
+@pytest.fixture(scope="module")
+def training() -> list[np.ndarray]:
+    return [random_codes(1, 60_000), random_codes(2, 7), random_codes(3, 4), random_codes(4, 0)]
+
+
+@pytest.fixture(scope="module")
+def slow(training: list[np.ndarray]) -> SlowChain:
+    return SlowChain([alphabet.decode(codes) for codes in training])
+
+
+@pytest.fixture(scope="module")
+def predictors(training: list[np.ndarray]) -> HiddenGroupBaselines:
+    return HiddenGroupBaselines(MarkovModel().fit(training))
+
+
+def test_counts_equal_a_dictionary_on_both_strands(training: list[np.ndarray], slow: SlowChain) -> None:
+    model = MarkovModel().fit(training)
+    assert model.counts.ravel().tolist() == [slow.counts[w] for w in KMERS]
+    assert model.probabilities.sum(axis=1) == pytest.approx(np.ones(1024))
+    assert model.probabilities[0, 2] == pytest.approx(slow.next_letter("AAAAA", "G"))
+    one_strand = MarkovModel(order=1).fit([alphabet.encode_bytes(b"AACA")], both_strands=False)
+    assert one_strand.counts.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert MarkovModel(order=0).fit([alphabet.encode_bytes(b"AAC")]).counts.tolist() == [[2, 1, 1, 2]]
+
+
+def test_counting_in_blocks_and_in_several_calls_changes_nothing(
+    training: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = MarkovModel().fit(training).counts
+    monkeypatch.setattr(markov_module, "_BLOCK", 37)
+    assert np.array_equal(MarkovModel().fit(iter(training)).counts, whole)
+    assert np.array_equal(MarkovModel().fit(training[:1]).fit(training[1:]).counts, whole)
+
+
+def test_stretches_with_n_are_refused() -> None:
+    with pytest.raises(ValueError, match="split the sequence"):
+        MarkovModel().fit([alphabet.encode_bytes(b"ACGTNACGTACGT")])
+
+
+def test_two_sided_distribution_equals_enumerating_all_6_mers(
+    predictors: HiddenGroupBaselines, slow: SlowChain
+) -> None:
+    for left, right in [("ACGTA", "TTGCA"), ("AAAAA", "CCCCC"), ("GATTA", None)]:
+        p = predictors.group_distribution(index(left), index(right))
+        assert p.sum() == pytest.approx(1)
+        np.testing.assert_allclose(p, slow.two_sided(left, right), rtol=1e-9)
+
+
+def test_before_the_first_group_the_context_is_averaged_out(
+    predictors: HiddenGroupBaselines, slow: SlowChain
+) -> None:
+    words = ["ACGTAC", "AAAAAA", "GATTAC", "CATCAT"]
+    for right in ("CATCA", None):
+        p = predictors.group_distribution(None, index(right))
+        assert p.sum() == pytest.approx(1)
+        expected = np.array([slow.at_left_edge(w, right) for w in words])
+        found = p[[KMERS.index(w) for w in words]]
+        np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-9)
+    # Without a right context nothing is left to normalise.
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_scores_of_hidden_groups_equal_the_slow_chain_inside_and_at_both_edges(
+    predictors: HiddenGroupBaselines, slow: SlowChain
+) -> None:
+    codes = random_codes(9, 2, 24)
+    mask = np.array([[True, True, False, True], [False, False, True, False]])
+    result = predictors.score_groups(codes, mask)
+    bases = predictors.score_bases(codes, mask)
+    total = sum(slow.counts[w] + 1 for w in KMERS)
+    base_counts = np.array([sum(slow.counts[w] + 1 / 1024 for w in KMERS if w[5] == b) for b in "ACGT"])
+    letters = np.array([list(w) for w in KMERS])
+    for h, (row, group) in enumerate(np.argwhere(mask)):
+        text = alphabet.decode(codes[row])
+        true = text[6 * group : 6 * group + 6]
+        w = KMERS.index(true)
+        left = text[6 * group - 5 : 6 * group] if group > 0 else None
+        right = text[6 * group + 6 : 6 * group + 11] if group < 3 else None
+        if left is None:  # checked above
+            two_sided, left_only = (predictors.group_distribution(None, index(r)) for r in (right, None))
+        else:
+            two_sided, left_only = slow.two_sided(left, right), slow.two_sided(left, None)
+        assert result["uniform"].nll[h] == pytest.approx(np.log(4096))
+        assert result["unigram"].nll[h] == pytest.approx(-np.log((slow.counts[true] + 1) / total))
+        assert result["left"].nll[h] == pytest.approx(-np.log(left_only[w]))
+        assert result["two_sided"].nll[h] == pytest.approx(-np.log(two_sided[w]))
+        assert result["left"].correct[h] == (left_only.argmax() == w)
+        assert result["two_sided"].correct[h] == (two_sided.argmax() == w)
+        for i, base in enumerate(true):
+            marginal = np.array([two_sided[letters[:, i] == b].sum() for b in "ACGT"])
+            assert bases["two_sided"].nll[h, i] == pytest.approx(
+                -np.log(marginal["ACGT".index(base)]), rel=1e-5
+            )
+            assert bases["two_sided"].correct[h, i] == ("ACGT"[marginal.argmax()] == base)
+            expected = base_counts["ACGT".index(base)] / base_counts.sum()
+            assert bases["frequency"].nll[h, i] == pytest.approx(-np.log(expected), rel=1e-3)
+
+
+def test_the_most_probable_6_mer_is_called_right(predictors: HiddenGroupBaselines) -> None:
+    context = alphabet.encode_bytes(b"ACGTACGTACGTACGTAC").reshape(1, 18)
+    state = index("CGTAC"), index("ACGTA")
+    windows = context.copy()
+    assert alphabet.decode(windows[0, 1:6]) == "CGTAC"
+    assert alphabet.decode(windows[0, 12:17]) == "ACGTA"
+    best = predictors.group_distribution(*state).argmax()
+    windows[0, 6:12] = ["ACGT".index(letter) for letter in KMERS[best]]
+    hidden = np.array([[False, True, False]])
+    assert predictors.score_groups(windows, hidden)["two_sided"].correct.tolist() == [1.0]
+    windows[0, 8] = (windows[0, 8] + 1) % 4
+    assert predictors.score_groups(windows, hidden)["two_sided"].correct.tolist() == [0.0]
+
+
+def test_base_marginals_sum_to_one_everywhere(predictors: HiddenGroupBaselines) -> None:
+    np.testing.assert_allclose(predictors.base_marginals_XY.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_more_context_predicts_better_on_the_training_process() -> None:
+    # One strand: the process has a direction, and mixing both would blur it.
+    model = HiddenGroupBaselines(MarkovModel().fit([random_codes(5, 100_000)], both_strands=False))
+    codes, mask = random_codes(6, 40, 240), np.random.default_rng(0).random((40, 40)) < 0.15
+    groups = {name: score.nll.mean() for name, score in model.score_groups(codes, mask).items()}
+    assert groups["two_sided"] < groups["left"] < groups["unigram"] < groups["uniform"]
+    bases = model.score_bases(codes, mask)
+    assert bases["two_sided"].nll.mean() < bases["frequency"].nll.mean() - 0.05
+    assert bases["two_sided"].correct.mean() > bases["frequency"].correct.mean() + 0.05
+
+
+def test_windows_that_do_not_fit_are_refused(predictors: HiddenGroupBaselines) -> None:
+    mask = np.ones((1, 2), dtype=bool)
+    with pytest.raises(ValueError, match="do not fit"):
+        predictors.score_groups(np.zeros((1, 13), dtype=np.uint8), mask)
+    with pytest.raises(ValueError, match="other than A, C, G, T"):
+        predictors.score_groups(np.full((1, 12), alphabet.N, dtype=np.uint8), mask)
+    with pytest.raises(ValueError, match="order 5"):
+        HiddenGroupBaselines(MarkovModel(order=3))
+    assert predictors.score_bases(np.zeros((1, 12), dtype=np.uint8), ~mask)["two_sided"].nll.shape == (0, 6)
+
+
+def teacher_windows(seed: int = 0, n: int = 5, width: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    kmers = rng.integers(0, 40, (n, 7))
+    return rng.normal(size=(n, 7, width)).astype(np.float32) + kmers[:, :, None] / 10, kmers
+
+
+def test_table_means_equal_a_loop_and_unseen_6_mers_get_the_mean_vector() -> None:
+    features, kmers = teacher_windows()
+    visible = np.random.default_rng(1).random(kmers.shape) < 0.8
+    table, mean = KmerTable(3), MeanVector(3)
+    for part in (slice(0, 2), slice(2, 5)):
+        table.update(features[part], kmers[part], visible[part])
+        mean.update(features[part], kmers[part], visible[part])
+    everything = features[visible].mean(axis=0)
+    np.testing.assert_allclose(mean.mean, everything, rtol=1e-5)
+    np.testing.assert_allclose(table.mean, everything, rtol=1e-5)
+    np.testing.assert_allclose(MeanVector.of(table).mean, everything, rtol=1e-5)
+    for kmer in range(41):
+        mine = features[visible & (kmers == kmer)]
+        np.testing.assert_allclose(
+            table.means[kmer], mine.mean(axis=0) if len(mine) else everything, rtol=1e-5
+        )
+    new_features, new_kmers = teacher_windows(seed=7)
+    error = table.squared_error(new_features, new_kmers)
+    assert tuple(error.shape) == new_kmers.shape
+    np.testing.assert_allclose(
+        error, ((new_features - table.means.numpy()[new_kmers]) ** 2).mean(axis=2), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        mean.squared_error(new_features, new_kmers),
+        ((new_features - everything) ** 2).mean(axis=2),
+        rtol=1e-4,
+    )
+    np.testing.assert_allclose(
+        table.contextual(new_features, new_kmers), new_features - table.means.numpy()[new_kmers], rtol=1e-4
+    )
+    assert mean.predict(new_kmers).shape == (*new_kmers.shape, 3)
+
+
+def test_table_takes_tensors_of_lower_precision_and_sees_later_updates() -> None:
+    features, kmers = (torch.as_tensor(a) for a in teacher_windows())
+    table = KmerTable(3)
+    table.update(features[:1].bfloat16(), kmers[:1])
+    early = table.predict(kmers[:1]).clone()
+    table.update(features[1:], kmers[1:], torch.ones_like(kmers[1:], dtype=torch.bool))
+    assert not torch.equal(table.predict(kmers[:1]), early), "means must not go stale"
+    assert table.contextual(features.bfloat16(), kmers).dtype == torch.bfloat16
+    assert int(table.counts.sum()) == kmers.numel()
+
+
+def test_table_fits_its_training_windows_better_than_the_mean_vector() -> None:
+    features, kmers = teacher_windows(n=300)
+    table = KmerTable(3)
+    table.update(features, kmers)
+    assert (
+        table.squared_error(features, kmers).mean()
+        < MeanVector.of(table).squared_error(features).mean() / 1.5
+    )
+
+
+def test_alignment_baselines_survive_saving(tmp_path: Path) -> None:
+    features, kmers = teacher_windows()
+    table = KmerTable(3)
+    table.update(features, kmers)
+    table.save(tmp_path / "table.safetensors")
+    again = KmerTable.load(tmp_path / "table.safetensors")
+    assert torch.equal(again.sums, table.sums)
+    assert torch.equal(again.means, table.means)
+    mean = MeanVector.of(table)
+    mean.save(tmp_path / "mean.safetensors")
+    assert torch.equal(MeanVector.load(tmp_path / "mean.safetensors").mean, mean.mean)
+    with pytest.raises(UserError, match="no table"):
+        KmerTable.load(tmp_path / "mean.safetensors")
+    with pytest.raises(UserError, match="no mean vector"):
+        MeanVector.load(tmp_path / "table.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"not a tensor")
+    for name in ("damaged.safetensors", "absent.safetensors"):
+        with pytest.raises(UserError, match=name):
+            KmerTable.load(tmp_path / name)
+
+
+def test_alignment_baselines_refuse_to_guess() -> None:
+    with pytest.raises(ValueError, match="no token"):
+        KmerTable(3).predict(np.zeros((1, 2), dtype=np.int64))
+    with pytest.raises(ValueError, match="no token"):
+        MeanVector(3).predict(np.zeros((1, 2), dtype=np.int64))
+    with pytest.raises(ValueError, match="do not fit"):
+        KmerTable(3).update(np.zeros((1, 2, 4), dtype=np.float32), np.zeros((1, 2), dtype=np.int64))
+
+
+def planted_sequences(n: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Random sequences; class 1 holds a motif, on either strand."""
+    rng = np.random.default_rng(seed)
+    codes, labels = rng.integers(0, 4, (n, 80)).astype(np.uint8), rng.integers(0, 2, n)
+    motif = alphabet.encode_bytes(b"TGACTCACGT")
+    for i in np.flatnonzero(labels):
+        at = rng.integers(0, 70)
+        codes[i, at : at + 10] = motif if rng.random() < 0.5 else alphabet.reverse_complement(motif)
+    return [alphabet.decode(row) for row in codes], labels
+
+
+def test_kmer_regression_finds_a_planted_motif_on_either_strand() -> None:
+    train, dev, test = (planted_sequences(n, seed) for n, seed in ((600, 0), (200, 1), (200, 2)))
+    model = KmerLogisticRegression().fit(*train, *dev)
+    assert mcc(test[1], model.predict(test[0])) > 0.8
+    assert model.features(test[0]).shape == (200, 136 + 2080)
+    assert model.fitted.C == max(model.fitted.dev_scores, key=model.fitted.dev_scores.__getitem__)
+    assert set(model.fitted.dev_scores) == {0.01, 0.1, 1.0}
+    assert model.fitted.converged
+    p = model.probabilities([*test[0], "AC"])
+    assert p.sum(axis=1) == pytest.approx(np.ones(201))
+    assert np.array_equal(p.argmax(axis=1)[:200], model.predict(test[0]))
+
+
+def test_kmer_regression_needs_two_classes_and_development_rows() -> None:
+    sequences, labels = planted_sequences(20, 0)
+    with pytest.raises(UserError, match="two classes"):
+        KmerLogisticRegression(ks=(2,)).fit(sequences, np.zeros(20), sequences, labels)
+    with pytest.raises(UserError, match="development rows"):
+        KmerLogisticRegression(ks=(2,)).fit(sequences, labels, [], [])
+
+
+def test_kmer_floor_on_a_real_task(shared: Path) -> None:
+    train, dev, test = read_splits(shared / "data/benchmarks/gue/mouse/2").values()
+    model = KmerLogisticRegression().fit(train.sequences, train.labels, dev.sequences, dev.labels)
+    score = mcc(test.labels, model.predict(test.sequences))
+    assert 0.70 < score < 0.85
