@@ -143,6 +143,80 @@ def teacher_train(
     train_teacher(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
 
 
+@teacher_app.command("verify")
+def teacher_verify(
+    name: Annotated[str, typer.Argument(help="50m, 100m, 250m, 500m, a Hub id, or a folder with such a checkpoint.")],
+    quiet: Quiet = False,
+) -> None:
+    """Check a published checkpoint: its sha256 and its numbers against recorded ones.
+
+    Example: had teacher verify 50m
+    """
+    from had.console import setup_logging
+    from had.models.ntv2_verification import verify_teacher
+
+    setup_logging(quiet)
+    result = verify_teacher(name)
+    typer.echo(str(result))
+    if result.passed is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A student or a teacher: a folder (RUN/model) or a bundled name.")],
+    genome: Genome = None,
+    more: Annotated[list[str] | None, typer.Argument(help="Further FASTA files.")] = None,
+    bed: Bed = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    teacher: Annotated[str | None, typer.Option(help="Teacher of a student; default: its own.")] = None,
+    window: Annotated[int, typer.Option(help="Letters per window, a multiple of 6.")] = 1020,
+    valid_contig: Annotated[list[str] | None, typer.Option(help="Contig held out for validation.")] = None,
+    test_contig: Annotated[list[str] | None, typer.Option(help="Contig held out as test split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of masks and resampling.")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Held-out losses of a student or a teacher beside predictors that need no network, with intervals.
+
+    Example: had evaluate runs/mine/model --genome hg38.fa.gz --bed splits.bed --split test
+    """
+    import json
+
+    from had.config import build
+    from had.console import say, setup_logging
+    from had.evaluation.held_out import evaluate_held_out
+    from had.files import atomic_write_text
+    from had.training.data import DataConfig
+    from had.training.devices import choose_device, set_threads
+    from had.training.held_out import as_lines
+
+    setup_logging(quiet)
+    set_threads(threads)
+    if split not in ("test", "validation"):
+        raise UserError(f"--split is test or validation; got {split!r}")
+    files, wrong = _options_and_overrides(genome, more)
+    if wrong:
+        raise UserError(f"{wrong[0]!r} is no file")
+    values = {
+        "genome": files,
+        "bed": bed and str(bed),
+        "window": window,
+        "valid_contigs": valid_contig or [],
+        "test_contigs": test_contig or [],
+    }
+    data = build(DataConfig, values, "options")
+    result = evaluate_held_out(
+        model, data, split=split, teacher=teacher, device=choose_device(device), seed=seed, progress=not quiet
+    )
+    for line in as_lines(result):
+        say(line)
+    if out is not None:
+        atomic_write_text(out, json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
     try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from had.errors import UserError
-from had.evaluation.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
 from had.evaluation.probes import linear_probe, probe_layers
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -148,7 +148,7 @@ def test_resampling_is_reproducible_and_does_not_depend_on_chunks(monkeypatch: p
     first = bootstrap_mean(values, seed=4)
     assert bootstrap_mean(values, seed=4) == first
     assert bootstrap_mean(values, seed=5) != first
-    monkeypatch.setattr("had.evaluation.bootstrap._CELLS_PER_CHUNK", 333)
+    monkeypatch.setattr("had.bootstrap._CELLS_PER_CHUNK", 333)
     assert bootstrap_mean(values, seed=4) == first
 
 

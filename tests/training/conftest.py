@@ -62,7 +62,12 @@ TINY_TEACHER = (
 )
 TINY_STUDENT = (
     "model.hidden_size=16",
-    "model.num_blocks=1",
+    "model.intermediate_size=24",
+    "model.recurrent_blocks=1",
+    "model.key_width=8",
+    "model.value_width=8",
+    "model.attention_heads=1",
+    "model.decoder_heads=1",
     "objective.fit_windows=16",
     *TINY_TEACHER[4:],
 )

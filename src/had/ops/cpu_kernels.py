@@ -96,12 +96,13 @@ def forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start
     """Run one (sequence, head) forward.
 
     ``start`` is a contiguous (B, H, K, V) initial state, ``end`` receives the final one. ``errors`` (B, L, H, V) and
-    ``kept`` (B·H, blocks, K, V) receive what the backward pass needs; where ``kept`` is empty nothing is kept.
+    ``kept`` (B·H, blocks, K, V) receive what the backward pass needs; where ``kept`` is empty nothing is kept, and ``errors`` is a (B, H, V) scratch.
     """
     L, H, K, V = sizes
     b, h = unit // H, unit % H
     real = q.dtype.type
-    keep = kept.size > 0
+    # A factor rather than a branch, of which the compiler would make two copies of all loops.
+    keep = 1 if kept.size > 0 else 0
     blocks = (L + BLOCK - 1) // BLOCK
     zero = splat(real(0))
     k_rows, q_rows = np.empty(BLOCK * K, q.dtype), np.empty(BLOCK * K, q.dtype)
@@ -111,7 +112,7 @@ def forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start
     _copy(start, unit * K * V, state, 0, K * V)
     for first in range(0, L, BLOCK):
         n = min(BLOCK, L - first)
-        if keep:
+        if keep == 1:
             _copy(state, 0, kept, (unit * blocks + first // BLOCK) * K * V, K * V)
         q_at = b * strides[0, 0] + first * strides[0, 1] + h * strides[0, 2]
         k_at = b * strides[1, 0] + first * strides[1, 1] + h * strides[1, 2]
@@ -125,11 +126,11 @@ def forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start
             qk = splat(products[j])
             v_at = b * strides[2, 0] + (first + j) * strides[2, 1] + h * strides[2, 2]
             out = ((b * L + first + j) * H + h) * V
+            error_at = out if keep == 1 else unit * V
             for c in range(0, V, 16):
                 prefetch(v, v_at + BLOCK * strides[2, 1] + c)
                 prefetch(o, out + BLOCK * H * V + c)
-                if keep:
-                    prefetch(errors, out + BLOCK * H * V + c)
+                prefetch(errors, error_at + BLOCK * H * V * keep + c)
             for r in range(0, K, 16):
                 prefetch(q, q_at + (BLOCK + j) * strides[0, 1] + r)
                 prefetch(k, k_at + (BLOCK + j) * strides[1, 1] + r)
@@ -144,11 +145,10 @@ def forward_head(unit, sizes, strides, scale, normalise, q, k, v, g, beta, start
                     q0, q1, q2, q3 = fma(qr, s0, q0), fma(qr, s1, q1), fma(qr, s2, q2), fma(qr, s3, q3)
                 k0, k1 = fma(minus_alpha, k0, load(v, v_at + c)), fma(minus_alpha, k1, load(v, v_at + c + 8))
                 k2, k3 = fma(minus_alpha, k2, load(v, v_at + c + 16)), fma(minus_alpha, k3, load(v, v_at + c + 24))
-                if keep:
-                    store(errors, out + c, k0)
-                    store(errors, out + c + 8, k1)
-                    store(errors, out + c + 16, k2)
-                    store(errors, out + c + 24, k3)
+                store(errors, error_at + c, k0)
+                store(errors, error_at + c + 8, k1)
+                store(errors, error_at + c + 16, k2)
+                store(errors, error_at + c + 24, k3)
                 k0, k1, k2, k3 = mul(strength, k0), mul(strength, k1), mul(strength, k2), mul(strength, k3)
                 store(o, out + c, fma(qk, k0, mul(alpha, q0)))
                 store(o, out + c + 8, fma(qk, k1, mul(alpha, q1)))
@@ -181,7 +181,7 @@ def backward_head(
     decays, writes = np.empty(BLOCK, q.dtype), np.empty(BLOCK, q.dtype)
     deltas, carried = np.empty(BLOCK * V, q.dtype), np.empty(V, q.dtype)
     partial = np.empty(K * 8, q.dtype)
-    states, d_state = np.empty(BLOCK * size, q.dtype), np.empty(size, q.dtype)
+    states, d_state = np.empty((BLOCK + 1) * size, q.dtype), np.empty(size, q.dtype)
     _copy(d_end, unit * size, d_state, 0, size)
     for block in range(blocks - 1, -1, -1):
         first = block * BLOCK
@@ -208,27 +208,24 @@ def backward_head(
             share = size // BLOCK
             for r in range(0, share, 16):
                 prefetch(kept, (unit * blocks + block - 1) * size + j * share + r)
-            old, new = j * size, min(j + 1, BLOCK - 1) * size
-            last = j + 1 == BLOCK
+            for r in range(0, K * 8, 8):
+                store(partial, r, zero)
             for c in range(0, V, TILE):
                 d0, d1 = load(deltas, j * V + c), load(deltas, j * V + c + 8)
                 d2, d3 = load(deltas, j * V + c + 16), load(deltas, j * V + c + 24)
                 o0, o1, o2, o3 = load(do, out + c), load(do, out + c + 8), load(do, out + c + 16), load(do, out + c + 24)
                 for r in range(K):
-                    at = old + r * V + c
+                    at = j * size + r * V + c
                     kr = splat(k_rows[j * K + r])
                     s0, s1 = fma(kr, d0, mul(alpha, load(states, at))), fma(kr, d1, mul(alpha, load(states, at + 8)))
                     s2, s3 = fma(kr, d2, mul(alpha, load(states, at + 16))), fma(kr, d3, mul(alpha, load(states, at + 24)))
-                    if not last:
-                        store(states, new + r * V + c, s0)
-                        store(states, new + r * V + c + 8, s1)
-                        store(states, new + r * V + c + 16, s2)
-                        store(states, new + r * V + c + 24, s3)
+                    store(states, at + size, s0)
+                    store(states, at + size + 8, s1)
+                    store(states, at + size + 16, s2)
+                    store(states, at + size + 24, s3)
                     a0 = fma(s1, o1, mul(s0, o0))
                     a1 = fma(s3, o3, mul(s2, o2))
-                    if c > 0:
-                        a0 = add(a0, load(partial, r * 8))
-                    store(partial, r * 8, add(a0, a1))
+                    store(partial, r * 8, add(add(a0, a1), load(partial, r * 8)))
             for r in range(0, K, 8):
                 store(dq_rows, j * K + r, totals(partial, r * 8))
 
@@ -266,6 +263,8 @@ def backward_head(
                 store(carried, c + 16, mul(minus_alpha, d2))
                 store(carried, c + 24, mul(minus_alpha, d3))
             dbeta[(b * L + first + j) * H + h] = total(d_write)
+            for r in range(0, K * 8, 8):
+                store(partial, r, zero)
             g0, g1 = zero, zero
             for c in range(0, V, 16):
                 o0, o1 = load(do, out + c), load(do, out + c + 8)
@@ -277,9 +276,7 @@ def backward_head(
                     s0, s1 = load(states, j * size + at), load(states, j * size + at + 8)
                     d0, d1 = fma(qr, o0, load(d_state, at)), fma(qr, o1, load(d_state, at + 8))
                     a0, a1 = fma(s0, w0, mul(d0, u0)), fma(s1, w1, mul(d1, u1))
-                    if c > 0:
-                        a0 = add(a0, load(partial, r * 8))
-                    store(partial, r * 8, add(a0, a1))
+                    store(partial, r * 8, add(add(a0, a1), load(partial, r * 8)))
                     d0, d1 = fma(kr, w0, mul(alpha, d0)), fma(kr, w1, mul(alpha, d1))
                     g0, g1 = fma(d0, s0, g0), fma(d1, s1, g1)
                     store(d_state, at, d0)

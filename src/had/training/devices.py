@@ -24,18 +24,34 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
+def choose_device(device: str) -> torch.device:
+    """The device that ``--device`` names: auto takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises
+    ------
+    UserError
+        If there is no such device here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
+    if device not in here:
+        raise UserError(f"--device is auto, cpu, cuda or mps; got {device!r}")
+    if not here[device]:
+        raise UserError(f"--device {device} was asked for, but torch sees none here; use --device auto or cpu")
+    return torch.device(device)
+
+
 def make_accelerator(precision: str, device: str, trackers: list[str], folder: Path | None) -> Any:
-    """The accelerate handle: devices, processes, precision and trackers come from the launcher's environment."""
+    """The accelerate handle: processes, precision and trackers; the device is that of `choose_device`."""
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
-    wanted = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device auto or cpu")
-    bf16 = precision == "bf16" or (precision == "auto" and native_bf16(torch.device(wanted)))
+    wanted = choose_device(device)
+    bf16 = precision == "bf16" or (precision == "auto" and native_bf16(wanted))
     project = None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     return Accelerator(
-        cpu=wanted == "cpu",
+        cpu=wanted.type == "cpu",
         mixed_precision="bf16" if bf16 else "no",
         log_with=trackers or None,
         project_config=project,

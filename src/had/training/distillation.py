@@ -184,6 +184,8 @@ class DistillationObjective:
         Windows of the run.
     facts
         What is written into the student's card.
+    keep_features
+        Ask the teacher about the held-out windows once, and keep its answers in memory.
     """
 
     def __init__(
@@ -193,8 +195,9 @@ class DistillationObjective:
         table: KmerTable | None,
         data: WindowData,
         facts: Mapping[str, Any],
+        keep_features: bool = True,
     ) -> None:
-        self.facts = facts
+        self.facts, self.keep_features = facts, keep_features
         self.module, self.teacher, self.table, self.data = module, teacher, table, data
         config = module.config
         self.config = config
@@ -298,10 +301,12 @@ class DistillationObjective:
             batch = windows_to_batch(codes[part], hidden[part], self.config.align_positions)
             on_device: Mapping[str, Tensor] = {k: v.to(device) for k, v in batch.items()}
             if self.teacher is not None:
-                if i not in self._held_out_features:
+                features = self._held_out_features.get(i)
+                if features is None:
                     features = teacher_features(self.teacher, on_device, self.config.teacher_view)
-                    self._held_out_features[i] = features.cpu()
-                features = self._held_out_features[i].to(device)
+                    if self.keep_features:
+                        self._held_out_features[i] = features.cpu()
+                features = features.to(device)
                 on_device = {**on_device, "features": features, "target": self._target(on_device, features)}
             yield on_device
 

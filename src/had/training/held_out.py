@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from had.baselines.alignment import KmerTable, MeanVector
 from had.baselines.markov import HiddenGroupBaselines, MarkovModel
 from had.dna.alphabet import GROUP
-from had.evaluation.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
 from had.training.data import WindowData
 
 MARKOV_ORDER = 5

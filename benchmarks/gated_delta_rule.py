@@ -1,0 +1,91 @@
+"""Speed of the gated delta rule's backends against the chunk rule of transformers, as a Markdown table.
+
+    OMP_NUM_THREADS=2 python benchmarks/gated_delta_rule.py --threads 1 2
+
+Every round runs the baseline and each backend once, one after another, so that a busy machine slows all of them; the
+table shows medians over the rounds and the median of the rounds' own ratios. Needs transformers (``had[hf]``).
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from had.ops import gated_delta_rule
+from had.ops.cpu import prepare, why_unavailable
+
+
+def load_baseline() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    return torch_chunk_gated_delta_rule
+
+
+def make_inputs(B: int, L: int, H: int, K: int, V: int) -> tuple[list[Tensor], Tensor]:
+    """Inputs like those of a trained layer: weak decay, writes of every strength; and an upstream gradient."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(B, L, H, K, generator=generator) for _ in range(2))
+    v, do = (torch.randn(B, L, H, V, generator=generator) for _ in range(2))
+    g = -0.1 * torch.rand(B, L, H, generator=generator)
+    beta = torch.rand(B, L, H, generator=generator)
+    return [q, k, v, g, beta], do
+
+
+def seconds(rule: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], do: Tensor, train: bool) -> float:
+    leaves = [x.detach().requires_grad_(train) for x in inputs]
+    began = time.perf_counter()
+    o, _ = rule(*leaves, use_qk_l2norm_in_kernel=True)
+    if train:
+        o.backward(do)
+    return time.perf_counter() - began
+
+
+def with_backend(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def run(*args: Tensor, **options: bool) -> tuple[Tensor, Tensor | None]:
+        os.environ["HAD_BACKEND"] = name
+        return gated_delta_rule(*args, **options)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--shape", type=int, nargs=5, default=[8, 1024, 2, 32, 64], metavar=("B", "L", "H", "K", "V"))
+    options = parser.parse_args()
+
+    rules = {"transformers": load_baseline()}
+    if why_unavailable() is None:
+        print(f"CPU kernels ready in {prepare():.1f} s (compiled, or loaded from the cache)\n")
+        rules["cpu"] = with_backend("cpu")
+    rules["chunked"] = with_backend("chunked")
+    inputs, do = make_inputs(*options.shape)
+    print(f"B, L, H, K, V = {options.shape}, float32, {platform.processor() or platform.machine()}, torch {torch.__version__}")
+    print("\n| threads | pass | backend | ms | times transformers | quartiles |\n|---|---|---|---|---|---|")
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for train in (False, True):
+            times: dict[str, list[float]] = {name: [] for name in rules}
+            for measured in range(-2, options.rounds):
+                for name, rule in rules.items():
+                    elapsed = seconds(rule, inputs, do, train)
+                    if measured >= 0:
+                        times[name].append(elapsed)
+            for name, values in times.items():
+                ratios = [base / value for base, value in zip(times["transformers"], values, strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                print(
+                    f"| {threads} | {'forward + backward' if train else 'forward'} | {name} "
+                    f"| {1e3 * statistics.median(values):.1f} | {middle:.2f} | {low:.2f} to {high:.2f} |"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Pictures of feature spaces: t-SNE maps side by side, coloured by class."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from had.files import atomic_write_bytes
+
+PCA_WIDTH = 50
+"""Features are cut to so many principal components before t-SNE, as van der Maaten and Hinton (2008) did."""
+# Colours that stay apart for colour-blind readers (Okabe and Ito); the shapes say it once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_SHAPES = ("o", "^", "s", "D", "v", "P", "X")
+_PER_ROW = 4
+
+
+class Panel(NamedTuple):
+    """One map of a picture."""
+
+    title: str
+    caption: str
+    """Written under the title; may be empty."""
+    points: NDArray[np.float32]
+    """(n, 2)."""
+
+
+def tsne(features: ArrayLike, seed: int = 0, perplexity: float = 30.0) -> NDArray[np.float32]:
+    """Lay out feature vectors in the plane by t-SNE (scikit-learn), starting from their principal components.
+
+    Parameters
+    ----------
+    features
+        (n, d) dense, n ≥ 2; columns are used as they are, so scale them before where their units differ.
+    seed
+        Of the PCA's randomised solver and of the layout.
+    perplexity
+        Lowered to (n - 1) / 3 for few rows.
+
+    Returns
+    -------
+    float32 (n, 2). Distances between far clusters, and the sizes of clusters, mean nothing.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two rows, or a feature is not finite.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = np.asarray(features, dtype=np.float32)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"t-SNE needs a matrix of at least two rows; got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError("t-SNE needs finite features")
+    n_components = min(PCA_WIDTH, *x.shape)
+    reduced = PCA(n_components, random_state=seed).fit_transform(x)
+    few = max(1.0, min(perplexity, (len(x) - 1) / 3))
+    init = "pca" if n_components >= 2 else "random"
+    return TSNE(2, perplexity=few, init=init, random_state=seed).fit_transform(reduced).astype(np.float32)
+
+
+def plot_panels(
+    panels: Sequence[Panel],
+    labels: ArrayLike,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    title: str = "",
+) -> None:
+    """Draw maps of the same rows side by side as a PNG.
+
+    Parameters
+    ----------
+    panels
+        At least one; four stand in a row.
+    labels
+        Class (n,) of each row, an index into ``classes``.
+    classes
+        Names for the legend.
+    path
+        The file to write; an old one is replaced at once.
+    title
+        Over the whole picture.
+    """
+    # Imported here, and without pyplot, so that nobody's backend or open figures are touched.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    label = np.asarray(labels)
+    columns = min(len(panels), _PER_ROW)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 4.0 * rows + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    # One class drawn after the other would hide the first: points go down in a fixed random order.
+    order = np.random.default_rng(0).permutation(len(label))
+    handles = []
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        handles = []
+        for i, name in enumerate(classes):
+            style = {"marker": _SHAPES[i % len(_SHAPES)], "color": _COLOURS[i % len(_COLOURS)], "linestyle": ""}
+            handles += axes.plot([], [], markersize=6, label=f"{name} ({(label == i).sum():,})", **style)
+        for part in np.array_split(order, min(len(order), 20)):
+            for i in np.unique(label[part]):
+                chosen = part[label[part] == i]
+                axes.scatter(
+                    *panel.points[chosen].T,
+                    s=11,
+                    marker=_SHAPES[i % len(_SHAPES)],
+                    color=_COLOURS[i % len(_COLOURS)],
+                    alpha=0.65,
+                    linewidths=0,
+                )
+        axes.set_title(panel.title + (f"\n{panel.caption}" if panel.caption else ""), fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_box_aspect(1)
+        axes.spines[:].set_color("0.8")
+    if title:
+        figure.suptitle(title, fontsize=12)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    atomic_write_bytes(path, buffer.getvalue())

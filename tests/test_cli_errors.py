@@ -1,0 +1,213 @@
+"""Wrong input: one sentence that names the culprit, exit code 2, no traceback, nothing left behind."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from had.cli import main
+
+BASES = "ACGTTGCATTAC" * 400
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; return its exit code and what it wrote to standard error."""
+
+    def call(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["had", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def genome(tmp_path: Path) -> Path:
+    path = tmp_path / "genome.fa"
+    path.write_text(f">chr1\n{BASES}\n>chr2\n{BASES}\n")
+    return path
+
+
+def pretrain(run: Run, genome: Path, out: Path, *more: str | Path) -> tuple[int, str]:
+    size = ("data.window=60", "training.steps=2", "training.global_batch=2", "data.validation_windows=2")
+    words = ("pretrain", "laptop", "--genome", genome, "--teacher", "random:16x1x1x16", "--out", out)
+    return run(*words, "--device", "cpu", *more, *size)
+
+
+def check_refused(result: tuple[int, str], out: Path, *mentioned: str) -> None:
+    code, text = result
+    assert code == 2, text
+    assert "Traceback" not in text
+    message = next(line for line in text.splitlines() if line.startswith("had: "))
+    for word in mentioned:
+        assert word in message, message
+    assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "mentioned"),
+    [
+        (None, ["nowhere.fa"]),
+        ("", ["genome.fa"]),
+        (">chr1\n", ["genome.fa"]),
+        (">p1 a protein\nMKVLLPEFQ\n", ["genome.fa", "p1"]),
+        (f">chr1\n{'ACGTN' * 500}\n", ["genome.fa", "60"]),
+        ("ACGT\n", ["genome.fa"]),
+    ],
+    ids=["missing", "empty", "no letters", "protein", "no window without N", "no header"],
+)
+def test_unusable_fasta(run: Run, tmp_path: Path, content: str | None, mentioned: list[str]) -> None:
+    path = tmp_path / ("nowhere.fa" if content is None else "genome.fa")
+    if content is not None:
+        path.write_text(content)
+    out = tmp_path / "run"
+    check_refused(pretrain(run, path, out), out, *mentioned)
+
+
+def test_truncated_gzip(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa.gz"
+    path.write_bytes(gzip.compress(f">chr1\n{BASES}\n".encode())[:-12])
+    out = tmp_path / "run"
+    check_refused(pretrain(run, path, out), out, "genome.fa.gz")
+
+
+@pytest.mark.parametrize(
+    ("rows", "mentioned"),
+    [
+        ("chr1\t0\t99999\n", ["line 1", "99,999", "chr1"]),
+        ("1\t0\t600\n", ["line 1", "chr1"]),
+        ("chr1\t0\t600\ttrain\nchr1\t300\t900\tvalidation\n", ["1", "2"]),
+        ("chr1\t600\t0\n", ["line 1"]),
+        ("chr1\n", ["line 1"]),
+        ("chr1\tx\t600\n", ["line 1"]),
+    ],
+    ids=["beyond the contig", "absent contig", "overlapping splits", "start after end", "one column", "no number"],
+)
+def test_unusable_bed(run: Run, genome: Path, tmp_path: Path, rows: str, mentioned: list[str]) -> None:
+    bed = tmp_path / "intervals.bed"
+    bed.write_text(rows)
+    out = tmp_path / "run"
+    check_refused(pretrain(run, genome, out, "--bed", bed), out, "intervals.bed", *mentioned)
+
+
+@pytest.mark.parametrize(
+    ("override", "mentioned"),
+    [
+        ("data.window=100", ["6", "100"]),
+        ("data.window=0", ["6"]),
+        ("data.windw=60", ["data.windw", "window"]),
+        ("trainin.steps=3", ["trainin", "training"]),
+        ("training.optimizer.lrr=3", ["lrr", "lr"]),
+        ("objective.align_head=maen", ["mean", "concat"]),
+        ("training.steps=many", ["training.steps"]),
+        ("objective.align_positions=none", ["visible"]),
+    ],
+)
+def test_unusable_recipe_values(run: Run, genome: Path, tmp_path: Path, override: str, mentioned: list[str]) -> None:
+    out = tmp_path / "run"
+    size = () if "window" in override else ("data.window=60",)
+    words = ("pretrain", "laptop", "--genome", genome, "--teacher", "random:16x1x1x16", "--out", out, *size, override)
+    check_refused(run(*words), out, *mentioned)
+
+
+def test_unknown_recipe_names_the_packaged_ones(run: Run, genome: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    check_refused(run("pretrain", "labtop", "--genome", genome, "--out", out), out, "labtop", "laptop")
+
+
+def test_no_genome(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    check_refused(run("pretrain", "laptop", "--out", out), out, "--genome")
+
+
+def test_window_too_long_for_the_teacher(run: Run, tmp_path: Path) -> None:
+    genome = tmp_path / "long.fa"
+    genome.write_text(f">chr1\n{'ACGTTGCA' * 4000}\n")
+    out = tmp_path / "run"
+    words = ("pretrain", "laptop", "--genome", genome, "--teacher", "random:16x1x1x16", "--out", out)
+    check_refused(run(*words, "data.window=12288", "data.validation_windows=1"), out, "12288", "2047")
+
+
+def test_teacher_folder_with_a_wrong_key(run: Run, genome: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    folder = tmp_path / "teacher"
+    NucleotideTransformer(NucleotideTransformerConfig(**sizes)).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["esm.encoder.surprise"] = weights.pop("lm_head.dense.bias")
+    save_file(weights, folder / "model.safetensors")
+    out = tmp_path / "run"
+    check_refused(pretrain(run, genome, out, "--teacher", folder), out, "teacher", "surprise")
+
+
+def test_run_folder_that_is_not_empty(run: Run, genome: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    code, text = pretrain(run, genome, out)
+    assert code == 2
+    assert "run" in text
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_unknown_option_and_device(run: Run, genome: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert pretrain(run, genome, out, "--genomes", "x")[0] == 2
+    check_refused(pretrain(run, genome, out, "--device", "tpu"), out, "tpu", "cpu")
+    assert not out.exists()
+
+
+def test_batch_that_does_not_divide_is_refused_in_words() -> None:
+    from had.errors import UserError
+    from had.training.loop import split_batch
+
+    with pytest.raises(UserError, match="multiple of 3"):
+        split_batch(32, 8, 0, 3)
+
+
+def test_dry_run_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], genome: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["pretrain", "laptop", "--genome", str(genome), "--out", str(out), "--dry-run", "data.window=60"]
+    monkeypatch.setattr("sys.argv", ["had", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert not out.exists()
+    assert "steps" in capsys.readouterr().err
+
+
+def test_loss_that_is_not_finite_ends_with_1_and_keeps_the_last_checkpoint(
+    run: Run, genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from had.training.checkpoints import latest_valid
+    from had.training.distillation import DistillationModule
+
+    calls = {"n": 0}
+    whole = DistillationModule.forward
+
+    def poisoned(self: DistillationModule, batch: dict) -> dict:
+        calls["n"] += 1
+        sums = whole(self, batch)
+        return {k: v * float("nan") if calls["n"] > 6 else v for k, v in sums.items()}
+
+    monkeypatch.setattr(DistillationModule, "forward", poisoned)
+    out = tmp_path / "run"
+    often = ("training.checkpoint_every=4", "training.log_every=1", "--steps", "10")
+    code, text = pretrain(run, genome, out, *often)
+    assert code == 1, text
+    assert "not finite" in text
+    assert "step-00000004" in text
+    assert latest_valid(out / "checkpoints")[0] == out / "checkpoints" / "step-00000004"
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] is None
+    assert last["step"] == 7
