@@ -52,7 +52,9 @@ def test_rooms_import_only_from_rooms_before_them(path: Path) -> None:
 
 def test_no_import_cycles_at_module_level() -> None:
     graph: dict[str, set[str]] = {}
-    known = {".".join(("had", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__") for p in modules()}
+    known = {
+        ".".join(("had", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__") for p in modules()
+    }
     for path in modules():
         name = ".".join(("had", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -74,9 +74,7 @@ def bootstrap_mean(
     if value.ndim != 1 or weight.shape != value.shape or block_id.shape != value.shape:
         raise ValueError("values, weights and blocks must be arrays of one length (n,)")
     if not 0 < confidence < 1 or n_resamples < 1:
-        raise ValueError(
-            f"confidence must be in (0, 1), n_resamples positive; got {confidence}, {n_resamples}"
-        )
+        raise ValueError(f"confidence must be in (0, 1), n_resamples positive; got {confidence}, {n_resamples}")
     if not np.isfinite(value).all() or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError("values must be finite and weights finite and not negative")
     if len(value) == 0:

@@ -5,6 +5,7 @@ the process of N but its parent's command line. N processes are then started her
 accelerate understands.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ def processes_asked_for(environment: Mapping[str, str], parent_command: Sequence
     if not by_accelerate or any(name in environment for name in _STARTED):
         return 1
     words = [part for word in parent_command for part in word.split("=", 1)]
-    for name, value in zip(words, words[1:], strict=False):
+    for name, value in itertools.pairwise(words):
         if name in ("--num_processes", "--num-processes") and value.isdigit():
             return int(value)
     return 1

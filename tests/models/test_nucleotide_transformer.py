@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tests.models.ntv2_reference import Reference, tiny_config, tiny_network
 
 from had.dna.alphabet import encode_bytes, kmer_ids
 from had.models import NucleotideTransformer, NucleotideTransformerConfig
 from had.models.ntv2_checkpoints import hub_key, unused_shapes
 from had.models.ntv2_published import PUBLISHED
 from had.models.nucleotide_transformer import apply_rotary, rotary_tables
+from tests.models.ntv2_reference import Reference, tiny_config, tiny_network
 
 CASES = ("random_padded_masked", "random_no_attention_mask", "left_padded", "single_token")
 MASKS = {
@@ -56,9 +56,7 @@ def test_every_hidden_state_and_logit_agrees_with_a_slow_reference(tmp_path, mas
     tokens=st.integers(1, 6),
     seed=st.integers(0, 99),
 )
-def test_networks_of_any_size_agree_with_the_reference(
-    tmp_path_factory, heads, half_width, layers, ffn, tokens, seed
-):
+def test_networks_of_any_size_agree_with_the_reference(tmp_path_factory, heads, half_width, layers, ffn, tokens, seed):
     config = tiny_config(2 * heads * half_width, layers, heads, ffn, vocabulary=11, layer_norm_eps=1e-3)
     rng = np.random.default_rng(seed)
     ids, mask = rng.integers(0, 11, (2, tokens)), rng.integers(0, 2, (2, tokens))
@@ -68,8 +66,8 @@ def test_networks_of_any_size_agree_with_the_reference(
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("dtype", "prefix", "tolerance"), [("float32", "", 1e-4), ("float64", ".f64",
-1e-12)]) def test_outputs_of_the_publishers_code_are_reproduced(shared, case, dtype, prefix, tolerance):
+@pytest.mark.parametrize(("dtype", "prefix", "tolerance"), [("float32", "", 1e-4), ("float64", ".f64", 1e-12)])
+def test_outputs_of_the_publishers_code_are_reproduced(shared, case, dtype, prefix, tolerance):
     oracle = load_file(shared / "ntv2" / "micro" / "oracle.safetensors")
     network = NucleotideTransformer.from_pretrained(shared / "ntv2" / "micro", dtype=getattr(torch, dtype))
     with torch.no_grad():
@@ -154,14 +152,17 @@ def test_2048_tokens_are_the_most():
     network = tiny_network(tiny_config(2, 1, 1, 2, max_position_embeddings=9))
     with torch.no_grad():
         assert network.hidden_states(torch.full((1, 2048), 7))[-1].isfinite().all()
-        with pytest.raises(ValueError, match="2049 tokens.*at most 2048"):
+        with pytest.raises(ValueError, match=r"2049 tokens.*at most 2048"):
             network(torch.full((1, 2049), 7))
 
 
 @pytest.mark.parametrize(
     ("ids", "mask"),
-    [(torch.zeros(3, dtype=torch.int64), None), (torch.zeros(1, 0, dtype=torch.int64), None)]
-    + [(torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 4))],
+    [
+        (torch.zeros(3, dtype=torch.int64), None),
+        (torch.zeros(1, 0, dtype=torch.int64), None),
+        (torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 4)),
+    ],
     ids=["one axis", "no token", "another mask"],
 )
 def test_inputs_of_a_wrong_shape_are_refused(ids, mask):
@@ -235,7 +236,7 @@ def test_the_letter_start_makes_rows_of_6mers_sums_over_letters():
     assert (network.decoder.bias[:6] == -20).all()
 
 
-@pytest.mark.parametrize(("values", "name"), [({"width": 25}, "hidden_size"), ({"layers": 0},
-"num_hidden_layers")]) def test_impossible_sizes_are_refused(values, name):
+@pytest.mark.parametrize(("values", "name"), [({"width": 25}, "hidden_size"), ({"layers": 0}, "num_hidden_layers")])
+def test_impossible_sizes_are_refused(values, name):
     with pytest.raises(ValueError, match=name):
         tiny_config(**values)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.models.ntv2_reference import tiny_config, tiny_network
 
 from had.dna import KmerTokenizer
 from had.dna.alphabet import decode
@@ -15,6 +14,7 @@ from had.errors import UserError
 from had.models import ntv2_published
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher, check_window, random_teacher
+from tests.models.ntv2_reference import tiny_config, tiny_network
 
 
 def make_teacher(**options) -> NTv2Teacher:
@@ -159,8 +159,13 @@ def test_random_teachers_follow_their_seed_and_leave_the_generator_alone():
 
 def test_random_teachers_come_in_the_published_sizes(monkeypatch):
     made = []
-    monkeypatch.setattr("had.models.teachers.NucleotideTransformer", lambda config: made.append(config) or
-    tiny_network()) with pytest.raises(UserError, match="vocabulary of 80"):
+
+    def make(config):
+        made.append(config)
+        return tiny_network()
+
+    monkeypatch.setattr("had.models.teachers.NucleotideTransformer", make)
+    with pytest.raises(UserError, match="vocabulary of 80"):
         random_teacher("500M")
     assert (made[0].hidden_size, made[0].num_hidden_layers, made[0].intermediate_size) == (1024, 29, 4096)
 
@@ -178,8 +183,7 @@ def test_a_folder_is_a_teacher_with_options(tmp_path):
     teacher = load_teacher(tmp_path / "a:b", {"precision": "bf16", "tokens_at_once": 12})
     assert isinstance(teacher, NTv2Teacher)
     assert (teacher.precision, teacher.tokens_at_once, teacher.licence) == ("bf16", 12, "CC0")
-    assert torch.equal(load_teacher(tmp_path / "a:b").features(windows(), None),
-    make_teacher().features(windows()))
+    assert torch.equal(load_teacher(tmp_path / "a:b").features(windows(), None), make_teacher().features(windows()))
 
 
 @pytest.mark.parametrize(
@@ -206,9 +210,14 @@ def test_names_of_nothing_are_refused(monkeypatch, tmp_path):
             load_teacher(spec)
 
 
+def test_the_bundled_teacher_comes_with_the_package():
+    teacher = load_teacher("bundled")
+    assert teacher.features(windows(), hide((0, 1))).shape == (3, 5, teacher.width)
+    assert isinstance(teacher, NTv2Teacher)
+
+
 EXAMPLE = re.search(
-    r"```python\n(.*?)```", (Path(__file__).resolve().parents[2] / "docs" / "teachers.md").read_text("utf-8"),
-    re.S
+    r"```python\n(.*?)```", (Path(__file__).resolve().parents[2] / "docs" / "teachers.md").read_text("utf-8"), re.S
 )[1]
 
 
@@ -249,8 +258,8 @@ def test_the_documented_teacher_of_ones_own_works(own_module):
         ("def features", "def feature", r"method features\(\)"),
         ("return f", "return 7 and f'' or f''; f", r"digest\(\) must give a text that is not empty"),
         ("        return self\n", "        return None\n", r"to\(\) must give the teacher itself"),
-        ("count_include_pad=False).mT", "count_include_pad=False)", r"shape .* = \(2, 5, 4\); got \(2, 4,
-        5\)"), ("= 4, 100_000", "= 5, 100_000", r"shape .* = \(2, 4, 5\); got \(2, 4, 4\)"),
+        ("count_include_pad=False).mT", "count_include_pad=False)", r"shape .* = \(2, 5, 4\); got \(2, 4, 5\)"),
+        ("= 4, 100_000", "= 5, 100_000", r"shape .* = \(2, 4, 5\); got \(2, 4, 4\)"),
         ("count_include_pad=False).mT", "count_include_pad=False).mT.double()", "float32; got torch.float64"),
         ("count_include_pad=False).mT", "count_include_pad=False).mT / 0", "NaN or infinity"),
         ("count_include_pad=False).mT", "count_include_pad=False).mT.numpy()", "torch tensor; got ndarray"),
@@ -269,7 +278,7 @@ def test_a_class_that_cannot_be_made_is_refused(own_module):
     name = own_module(EXAMPLE)
     with pytest.raises(UserError, match="has no class Teacher"):
         load_teacher(f"{name}:Teacher")
-    with pytest.raises(UserError, match="does not take the options given .*'raech'"):
+    with pytest.raises(UserError, match=r"does not take the options given .*'raech'"):
         load_teacher(f"{name}:LetterTeacher", {"raech": 1})
     with pytest.raises(UserError, match="could not be imported"):
         load_teacher("no_such_module_here:LetterTeacher")

@@ -149,9 +149,7 @@ def full_disk_from(call: int, calls: list[int], *, once: bool) -> Iterator[None]
 
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize("replaces", [False, True])
-def test_a_full_disk_at_any_write_leaves_the_last_good_checkpoint(
-    tmp_path: Path, once: bool, replaces: bool
-) -> None:
+def test_a_full_disk_at_any_write_leaves_the_last_good_checkpoint(tmp_path: Path, once: bool, replaces: bool) -> None:
     refused = 0
     before = tmp_path / "before"
     save_checkpoint(before, 1, tensors(1), {"step": 1})
@@ -181,9 +179,7 @@ def test_a_full_disk_at_any_write_leaves_the_last_good_checkpoint(
             break
         seed = 3 if state["step"] == "new" else state["step"]
         assert same_bits(loaded["weight"], tensors(seed)["weight"])
-        assert (folder / "step-00000001").exists() or fault is None, (
-            "nothing is dropped before the new is safe"
-        )
+        assert (folder / "step-00000001").exists() or fault is None, "nothing is dropped before the new is safe"
         assert not [name for name in hidden(folder) if name.endswith(".part")]
     else:
         pytest.fail("the number of writes has no end")
@@ -288,9 +284,7 @@ def test_a_changed_byte_anywhere_is_found(written: Path, name: str, place: float
     assert verify_checkpoint(written) is None
 
 
-@pytest.mark.parametrize(
-    ("written_as", "changed_to"), [(b"\n ", b"\n\t"), (b": 7\n", b": 7.0\n"), (b"1,", b"2,")]
-)
+@pytest.mark.parametrize(("written_as", "changed_to"), [(b"\n ", b"\n\t"), (b": 7\n", b": 7.0\n"), (b"1,", b"2,")])
 def test_a_manifest_that_means_the_same_or_lies_is_damaged_too(
     written: Path, written_as: bytes, changed_to: bytes
 ) -> None:

@@ -24,7 +24,13 @@ from had.training.distillation import (
 
 WINDOW, WIDTH = 60, 16
 SMALL = HADConfig(
-    hidden_size=32, intermediate_size=40, recurrent_blocks=1, key_width=8, value_width=16, attention_heads=1, decoder_heads=2
+    hidden_size=32,
+    intermediate_size=40,
+    recurrent_blocks=1,
+    key_width=8,
+    value_width=16,
+    attention_heads=1,
+    decoder_heads=2,
 )
 
 
@@ -112,9 +118,7 @@ def test_sums_equal_a_slow_definition(teacher, positions: str, head: str) -> Non
                 loss_align += float(((made.projection(joined) - teaching[b, t]) ** 2).mean())
         places = np.flatnonzero(hidden[b])
         visible = np.flatnonzero(~hidden[b])
-        logits = made.decoder(
-            features[b : b + 1], torch.tensor(places)[None], key_index=torch.tensor(visible)[None]
-        )[0]
+        logits = made.decoder(features[b : b + 1], torch.tensor(places)[None], key_index=torch.tensor(visible)[None])[0]
         truth = torch.tensor(codes[b, places]).long()
         loss_rec += float(F.cross_entropy(logits, truth, reduction="sum"))
         right += int((logits.argmax(-1) == truth).sum())

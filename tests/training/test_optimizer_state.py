@@ -38,9 +38,7 @@ OPTIMIZERS: dict[str, Maker] = {
     "AdamW": adamw,
     "AdamW fused": lambda module: adamw(module, fused=True),
     "AdamW foreach amsgrad": lambda module: adamw(module, foreach=True, amsgrad=True),
-    "AdamW with a tensor as rate": lambda module: torch.optim.AdamW(
-        module.parameters(), lr=torch.tensor(1e-2)
-    ),
+    "AdamW with a tensor as rate": lambda module: torch.optim.AdamW(module.parameters(), lr=torch.tensor(1e-2)),
     "Muon": muon,
     "SGD": lambda module: torch.optim.SGD(module.parameters(), lr=1e-2, momentum=0.9),
     "SGD without momentum": lambda module: torch.optim.SGD(module.parameters(), lr=1e-2),

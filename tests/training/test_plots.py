@@ -54,8 +54,7 @@ def test_a_run_becomes_a_png_with_three_panels(tmp_path: Path) -> None:
         [{"split": "train", "step": 1, "loss": None}],
         [{"split": "train", "step": 1, "bp": 10, "loss": 2.0, "loss_rec": 2.0}],
         [{"split": "validation", "step": 5, "loss": 1.0, "loss_align": math.nan}],
-        [{"split": "train", "step": s, "loss": 1.0} for s in (1, 2)]
-        + [{"split": "train", "step": 3, "loss": None}],
+        [{"split": "train", "step": s, "loss": 1.0} for s in (1, 2)] + [{"split": "train", "step": 3, "loss": None}],
     ],
 )
 def test_short_and_broken_logs_are_drawn_too(tmp_path: Path, records: list[dict[str, Any]]) -> None:

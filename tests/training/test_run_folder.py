@@ -37,9 +37,7 @@ def create(path: Path, config: dict[str, Any] = CONFIG, **options: Any) -> RunFo
 
 
 def resume(path: Path, config: dict[str, Any] = CONFIG, **options: Any) -> RunFolder:
-    return RunFolder.resume(
-        path, config, COMMAND, options.pop("data", DATA), **{"seed": 1, "threads": 2, **options}
-    )
+    return RunFolder.resume(path, config, COMMAND, options.pop("data", DATA), **{"seed": 1, "threads": 2, **options})
 
 
 def line(step: int) -> dict[str, Any]:
@@ -265,9 +263,7 @@ def test_an_unreadable_line_inside_the_log_is_named(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(0, 20), max_size=12), cut=st.integers(0, 400), last=st.integers(-1, 20))
-def test_a_log_torn_anywhere_is_cut_to_whole_lines(
-    tmp_path: Path, steps: list[int], cut: int, last: int
-) -> None:
+def test_a_log_torn_anywhere_is_cut_to_whole_lines(tmp_path: Path, steps: list[int], cut: int, last: int) -> None:
     path = tmp_path / "metrics.jsonl"
     path.unlink(missing_ok=True)
     for step in steps:

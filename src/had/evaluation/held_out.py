@@ -79,7 +79,9 @@ def evaluate_held_out(
     spans = getattr(windows.splits, split)
     starts = tile(acgt_stretches(windows.genome, spans), data.window)
     if not len(starts):
-        raise UserError(f"the split {split} holds no whole window of {data.window:,} bp; name one in the BED's column 4")
+        raise UserError(
+            f"the split {split} holds no whole window of {data.window:,} bp; name one in the BED's column 4"
+        )
     windows.validation_codes, windows.validation_hidden = windows.held_out(starts)
     device = torch.device(device)
     if _is_student(model):
@@ -113,7 +115,9 @@ def _student_objective(
         name = teacher_name or facts["teacher"]
         teacher = load_teacher(name, None, device, facts["seed"])
         if facts["teacher_digest"] != teacher.digest():
-            raise UserError(f"{folder}: was distilled from {facts['teacher']}, and {name} is another; name it by --teacher")
+            raise UserError(
+                f"{folder}: was distilled from {facts['teacher']}, and {name} is another; name it by --teacher"
+            )
         table = fit_table(teacher, windows, config, device)
     module = DistillationModule(masked_lm.model, teacher.width if teacher else None, config)
     module.decoder = masked_lm.decoder if config.w_rec else None

@@ -93,7 +93,7 @@ def plot_panels(
     label = np.asarray(labels)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 4.0 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 4.15 * rows + 0.35), layout="constrained")
     FigureCanvasAgg(figure)
     # One class drawn after the other would hide the first: points go down in a fixed random order.
     order = np.random.default_rng(0).permutation(len(label))

@@ -1,5 +1,4 @@
-"""Nucleotide Transformer v2 checkpoints in the format of the Hub: ``config.json`` and the weights, read and
-written.
+"""Reading and writing Nucleotide Transformer v2 checkpoints as the Hub has them: ``config.json`` and weights.
 
 The Hub's names of tensors (those of an ESM masked-language model) are translated to this package's. What the
 network would not compute as the publisher's code does is refused: an option in ``config.json`` that it does
@@ -128,9 +127,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if (kind := config.get("model_type", "esm")) != "esm":
         raise UserError(f"{path} describes a model of type {kind!r}, not a Nucleotide Transformer v2.")
     if missing := [name for name in _REQUIRED if name not in config]:
-        raise UserError(
-            f"{path} lacks {', '.join(missing)}: it does not describe a Nucleotide Transformer v2."
-        )
+        raise UserError(f"{path} lacks {', '.join(missing)}: it does not describe a Nucleotide Transformer v2.")
     for name, allowed in _OPTIONS.items():
         value = config.get(name)
         # 0 == False in Python: compare types, too.
@@ -191,9 +188,7 @@ def _read_safetensors(
             # Copied, not mapped: the file may be replaced while the network is in use.
             return {own: _convert(path, hub, file.get_tensor(hub), dtype) for hub, own in own_key.items()}
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); copy or download it again."
-        ) from error
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from error
 
 
 def _read_torch_file(
@@ -211,9 +206,7 @@ def _read_torch_file(
             f"a {WEIGHTS_FILE}."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise UserError(
-            f"{path} is damaged or no PyTorch file ({error}); copy or download it again."
-        ) from error
+        raise UserError(f"{path} is damaged or no PyTorch file ({error}); copy or download it again.") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold tensors by name; it is no checkpoint of a whole network.")
     found = {str(key): tuple(value.shape) for key, value in state.items()}
@@ -230,9 +223,7 @@ def _convert(path: Path, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor
 def _compare(path: Path, found: dict[str, Shape], wanted: dict[str, Shape], unused: dict[str, Shape]) -> None:
     known = {**wanted, **unused}
     shapes = [
-        f"{key} {found[key]} instead of {known[key]}"
-        for key in known
-        if found.get(key, known[key]) != known[key]
+        f"{key} {found[key]} instead of {known[key]}" for key in known if found.get(key, known[key]) != known[key]
     ]
     faults = {
         "missing": [key for key in wanted if key not in found],

@@ -1,5 +1,4 @@
-"""The published Nucleotide Transformer v2 models: names, pinned commits, licence, checksums; where their
-files are.
+"""The published Nucleotide Transformer v2 models: names, pinned commits, licence, checksums, places.
 
 Sizes and commits are those of the Hub repositories ``InstaDeepAI/nucleotide-transformer-v2-…-multi-species``.
 """
@@ -85,14 +84,14 @@ class CheckpointFiles:
 
 
 def published_model(name: str) -> PublishedModel | None:
-    """Published model of a short name (``50m``, ``ntv2-50m``) or a Hub repository; None for other names."""
+    """Find the published model of a short name (``50m``, ``ntv2-50m``) or a Hub repository; None for other names."""
     if short := _SHORT_NAME.fullmatch(name):
         return PUBLISHED.get(short[1].lower())
     return next((model for model in PUBLISHED.values() if model.repository == name), None)
 
 
 def model_of_sizes(config: Mapping[str, Any]) -> PublishedModel | None:
-    """Published model that has the sizes of this ``config.json``; None where none has."""
+    """Find the published model that has the sizes of this ``config.json``; None where none has."""
     for model in PUBLISHED.values():
         if model.sizes().items() <= config.items():
             return model
@@ -101,7 +100,7 @@ def model_of_sizes(config: Mapping[str, Any]) -> PublishedModel | None:
 
 @cache
 def oracles() -> dict[str, Any]:
-    """Recorded outputs and checksums of the published models (``assets/ntv2_oracles.json``)."""
+    """Read the recorded outputs and checksums of the published models (``assets/ntv2_oracles.json``)."""
     text = resources.files("had").joinpath("assets", "ntv2_oracles.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
@@ -116,8 +115,7 @@ def published_sha256(model: PublishedModel, file: str, revision: str = "") -> st
 
 
 def find_checkpoint(name: str | os.PathLike[str], revision: str | None = None) -> CheckpointFiles:
-    """Find ``config.json`` and the weights of a folder, the bundled teacher, or a Hub repository (cached
-    first).
+    """Find ``config.json`` and the weights of a folder, of the bundled teacher, or on the Hub (cached first).
 
     Parameters
     ----------
@@ -159,9 +157,7 @@ def _in_folder(folder: Path) -> CheckpointFiles:
     for file in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE):
         if (folder / file).is_file():
             return CheckpointFiles(folder / CONFIG_FILE, folder / file)
-    raise UserError(
-        f"{folder} holds neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}: the weights are missing."
-    )
+    raise UserError(f"{folder} holds neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}: the weights are missing.")
 
 
 def _on_hub(repository: str, revision: str) -> CheckpointFiles:
@@ -202,8 +198,7 @@ def _on_hub(repository: str, revision: str) -> CheckpointFiles:
 
 
 def stated_licence(files: CheckpointFiles, config: Mapping[str, Any]) -> str:
-    """Licence of a checkpoint's weights, empty where none is stated; InstaDeepAI's is announced once a
-    process.
+    """Licence of a checkpoint's weights, empty where none is stated; InstaDeepAI's is announced once.
 
     A folder says its licence in ``config.json`` (`NucleotideTransformer.save_pretrained` writes it). A copy
     of InstaDeepAI's folders does not; it is known by the sizes and the remote code its configuration refers

@@ -1,5 +1,4 @@
-"""Nucleotide Transformer v2, written anew from its published description (Dalla-Torre et al., Nature Methods
-2024).
+"""Nucleotide Transformer v2, written anew from its description (Dalla-Torre et al., Nature Methods 2024).
 
 An ESM-style encoder over 6-mer tokens: pre-layer-norm attention with rotary positions, SwiGLU feed-forward
 without biases, a final layer norm, and an untied language-model head. Numbers agree with the publisher's code
@@ -82,9 +81,7 @@ def rotary_tables(
     """Cosines and sines (T, head_width), at least float32: bfloat16 costs 9 to 59 % relative error."""
     # The checkpoints store the frequencies in float32, computed this way: those are the ones to use, even in
     # float64.
-    frequency = 1.0 / 10000.0 ** (
-        torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
-    )
+    frequency = 1.0 / 10000.0 ** (torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width)
     angle = torch.outer(torch.arange(n_tokens, dtype=dtype, device=device), frequency.to(dtype))
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
@@ -257,9 +254,7 @@ class NucleotideTransformer(nn.Module):
 
     def _check(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         if input_ids.ndim != 2 or not input_ids.shape[1]:
-            raise ValueError(
-                f"input_ids must be (sequences, tokens) with at least one token; got {input_ids.shape}"
-            )
+            raise ValueError(f"input_ids must be (sequences, tokens) with at least one token; got {input_ids.shape}")
         if input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(
                 f"the input has {input_ids.shape[1]} tokens, <cls> included, but this model was made for at "
@@ -268,9 +263,7 @@ class NucleotideTransformer(nn.Module):
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask is {attention_mask.shape} but input_ids is {input_ids.shape}")
 
-    def _states(
-        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None
-    ) -> Iterator[Tensor]:
+    def _states(self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Iterator[Tensor]:
         """Embeddings, then each layer's output as it is computed; the last one is layer-normed."""
         self._check(input_ids, attention_mask)
         x = self.embedding(input_ids)
@@ -279,7 +272,8 @@ class NucleotideTransformer(nn.Module):
             x = x * attention_mask.unsqueeze(-1).to(x.dtype)
             # In the dtype attention computes in: float32's smallest number is -inf in bfloat16.
             kind = x.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if casts else x.dtype
             # finfo.min, not -inf: a row without any token then gives numbers, not NaN, as in the original.
             key_mask = (1.0 - attention_mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
         yield x

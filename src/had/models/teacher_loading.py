@@ -71,8 +71,7 @@ def _check_options(spec: str, options: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - {"precision", "tokens_at_once"}):
         of_hub = "" if spec.startswith("random:") else " and revision"
         raise UserError(
-            f"the teacher {spec} has no option {', '.join(unknown)}; it has precision, "
-            f"tokens_at_once{of_hub}."
+            f"the teacher {spec} has no option {', '.join(unknown)}; it has precision, tokens_at_once{of_hub}."
         )
     if (precision := options.get("precision", "float32")) not in ("float32", "bf16"):
         raise UserError(f"the teacher's precision must be float32 or bf16; got {precision!r}.")
@@ -91,8 +90,7 @@ def _make_own(spec: str, options: Mapping[str, Any]) -> Any:
         module = import_module(module_name)
     except ImportError as error:
         raise UserError(
-            f"the teacher {spec} could not be imported ({error}); start where {module_name} lies, or "
-            "install it."
+            f"the teacher {spec} could not be imported ({error}); start where {module_name} lies, or install it."
         ) from error
     make = getattr(module, class_name, None)
     if not callable(make):
@@ -119,8 +117,7 @@ def check_teacher(teacher: Any, spec: str) -> None:
         value = getattr(teacher, name, None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(
-                f"the teacher {spec} needs an attribute {name} that is a positive whole number; "
-                f"got {value!r}."
+                f"the teacher {spec} needs an attribute {name} that is a positive whole number; got {value!r}."
             )
     for name in _METHODS:
         if not callable(getattr(teacher, name, None)):
@@ -133,9 +130,7 @@ def check_teacher(teacher: Any, spec: str) -> None:
 def _try_out(teacher: Teacher, spec: str) -> None:
     """Check the features of two windows: shape, dtype, values, and that hidden letters stay unseen."""
     if not callable(getattr(teacher, "features", None)):
-        raise UserError(
-            f"the teacher {spec}: to() must give the teacher itself; got {type(teacher).__name__}."
-        )
+        raise UserError(f"the teacher {spec}: to() must give the teacher itself; got {type(teacher).__name__}.")
     # Another number than the width, so that a transposed result does not pass.
     groups = min(4 + (teacher.width == 4), teacher.max_groups)
     generator = torch.Generator().manual_seed(0)
@@ -166,9 +161,7 @@ def _try_out(teacher: Teacher, spec: str) -> None:
     call(codes, None)
     seen = call(codes, hidden)
     if not torch.allclose(seen, call(codes, hidden), rtol=1e-3, atol=1e-5):
-        raise UserError(
-            f"the teacher {spec} gives other features for the same windows; call eval() on its network."
-        )
+        raise UserError(f"the teacher {spec} gives other features for the same windows; call eval() on its network.")
     if not torch.allclose(seen, call(other, hidden), rtol=1e-3, atol=1e-5):
         raise UserError(
             f"the teacher {spec} looks at hidden letters: its features change with them; replace the letters "

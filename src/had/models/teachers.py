@@ -130,9 +130,7 @@ class NTv2Teacher:
         order = (torch.from_numpy(kmer_letters()).long() * powers).sum(-1)
         self._powers = powers.to(self.device)
         # NTv2 counts its 6-mers in the order A, T, C, G; codes count in the order A, C, G, T.
-        self._ids = (
-            torch.empty_like(order).scatter_(0, order, torch.arange(N_KMERS) + KMER_OFFSET).to(self.device)
-        )
+        self._ids = torch.empty_like(order).scatter_(0, order, torch.arange(N_KMERS) + KMER_OFFSET).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -156,8 +154,7 @@ class NTv2Teacher:
         return self._digest
 
     def tokens(self, codes: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Token ids (B, 1 + T) int64 on the teacher's device: ``<cls>``, then the 6-mers, ``<mask>`` where
-        hidden.
+        """Token ids (B, 1 + T) int64 on the teacher's device: ``<cls>``, then 6-mers, or ``<mask>``.
 
         Raises
         ------
@@ -168,9 +165,7 @@ class NTv2Teacher:
             The windows are longer than the network can read.
         """
         if codes.ndim != 2 or codes.shape[1] % GROUP or codes.is_floating_point():
-            raise ValueError(
-                f"codes must be integers (windows, 6·groups); got {codes.dtype} {tuple(codes.shape)}"
-            )
+            raise ValueError(f"codes must be integers (windows, 6·groups); got {codes.dtype} {tuple(codes.shape)}")
         groups = (codes.shape[0], codes.shape[1] // GROUP)
         check_window(self, groups[1])
         if codes.device.type == "cpu" and codes.numel() and (codes.max() > 3 or codes.min() < 0):

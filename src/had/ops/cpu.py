@@ -7,12 +7,13 @@ computed by one thread, so that no number depends on how many there are.
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -46,13 +47,14 @@ def why_unavailable() -> str | None:
 
 def _cache_kernels(kernels: ModuleType) -> None:
     """Keep compiled kernels in the user's cache folder, under a name that changes with their source."""
-    from numba import config
+    import numba
 
     from had.ops import lanes
 
     # numba looks at the kernels' own file only, so a change of the lanes alone would go unnoticed.
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, kernels))
     folder = cache_folder() / "numba" / hashlib.sha256(sources).hexdigest()[:16]
+    config: Any = numba.config
     chosen_by_user = config.CACHE_DIR
     try:
         config.CACHE_DIR = chosen_by_user or str(folder)
@@ -131,7 +133,7 @@ def _share(work: Callable[[int, int], None], units: int, threads: int) -> None:
         return
     pieces = min(units, threads * PIECES_PER_THREAD)
     edges = [units * piece // pieces for piece in range(pieces + 1)]
-    todo = deque(zip(edges, edges[1:], strict=False))
+    todo = deque(itertools.pairwise(edges))
 
     def worker() -> None:
         while True:
@@ -166,9 +168,13 @@ def _scalar(value: float, dtype: torch.dtype) -> np.floating[Any]:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, start: Tensor, scale: float, normalise: bool, keep: bool
+    inputs: Sequence[Tensor], start: Tensor, scale: float, normalise: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, final state, and what the backward pass needs where ``keep`` is set: errors and kept states."""
+    """Output, final state, and what the backward pass needs where ``keep`` is set: errors and kept states.
+
+    ``inputs`` are q, k, v, g and beta.
+    """
+    q, _, v, _, _ = inputs
     (B, L, H, K), V = q.shape, v.shape[-1]
     kernels = _kernels()
     prepare(q.dtype)
@@ -176,7 +182,7 @@ def _forward(
     blocks = -(-L // kernels.BLOCK)
     errors = q.new_empty((B, L, H, V) if keep else (B, H, V))
     kept = q.new_empty((B * H, blocks, K, V) if keep else (0,))
-    arrays, strides = zip(*map(_flat, (q, k, v, g, beta)), strict=True)
+    arrays, strides = zip(*map(_flat, inputs), strict=True)
     outputs = [x.view(-1).numpy() for x in (start.detach().contiguous(), o, end, errors, kept)]
     arguments = ((L, H, K, V), np.array(strides, dtype=np.int64), _scalar(scale, q.dtype), normalise, *arrays, *outputs)
     _share(lambda first, last: kernels.forward(first, last, *arguments), B * H, torch.get_num_threads())
@@ -190,7 +196,7 @@ class _GatedDeltaRule(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, start: Tensor, scale: float, normalise: bool
     ) -> tuple[Tensor, Tensor]:
-        o, end, errors, kept = _forward(q, k, v, g, beta, start, scale, normalise, keep=True)
+        o, end, errors, kept = _forward((q, k, v, g, beta), start, scale, normalise, keep=True)
         ctx.save_for_backward(q, k, g, beta, errors, kept)
         ctx.scale, ctx.normalise = scale, normalise
         ctx.set_materialize_grads(False)
@@ -253,5 +259,5 @@ def cpu_gated_delta_rule(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, start)):
         o, end = _GatedDeltaRule.apply(*inputs, start, scale, normalise)
     else:
-        o, end, _, _ = _forward(*inputs, start, scale, normalise, keep=False)
+        o, end, _, _ = _forward(inputs, start, scale, normalise, keep=False)
     return o[..., :V].to(v.dtype), end[:, :, :K, :V]

@@ -213,12 +213,20 @@ def backward_head(
             for c in range(0, V, TILE):
                 d0, d1 = load(deltas, j * V + c), load(deltas, j * V + c + 8)
                 d2, d3 = load(deltas, j * V + c + 16), load(deltas, j * V + c + 24)
-                o0, o1, o2, o3 = load(do, out + c), load(do, out + c + 8), load(do, out + c + 16), load(do, out + c + 24)
+                o0, o1, o2, o3 = (
+                    load(do, out + c),
+                    load(do, out + c + 8),
+                    load(do, out + c + 16),
+                    load(do, out + c + 24),
+                )
                 for r in range(K):
                     at = j * size + r * V + c
                     kr = splat(k_rows[j * K + r])
                     s0, s1 = fma(kr, d0, mul(alpha, load(states, at))), fma(kr, d1, mul(alpha, load(states, at + 8)))
-                    s2, s3 = fma(kr, d2, mul(alpha, load(states, at + 16))), fma(kr, d3, mul(alpha, load(states, at + 24)))
+                    s2, s3 = (
+                        fma(kr, d2, mul(alpha, load(states, at + 16))),
+                        fma(kr, d3, mul(alpha, load(states, at + 24))),
+                    )
                     store(states, at + size, s0)
                     store(states, at + size + 8, s1)
                     store(states, at + size + 16, s2)
@@ -286,9 +294,7 @@ def backward_head(
             dg[(b * L + first + j) * H + h] = total(add(g0, g1))
 
         out = ((b * L + first) * H + h) * K
-        _write_row_gradients(
-            dq_rows, q_rows, q_factors, q, q_at, strides[0, 1], n, K, normalise, scale, dq, out, H * K
-        )
+        _write_row_gradients(dq_rows, q_rows, q_factors, q, q_at, strides[0, 1], n, K, normalise, scale, dq, out, H * K)
         _write_row_gradients(
             dk_rows, k_rows, k_factors, k, k_at, strides[1, 1], n, K, normalise, real(1), dk, out, H * K
         )
@@ -304,10 +310,47 @@ def forward(first, last, sizes, strides, scale, normalise, q, k, v, g, beta, sta
 
 @njit(nogil=True, error_model="numpy")
 def backward(
-    first, last, sizes, strides, scale, normalise, q, k, g, beta, errors, kept, do, d_end, dq, dk, dv, dg, dbeta, d_start
+    first,
+    last,
+    sizes,
+    strides,
+    scale,
+    normalise,
+    q,
+    k,
+    g,
+    beta,
+    errors,
+    kept,
+    do,
+    d_end,
+    dq,
+    dk,
+    dv,
+    dg,
+    dbeta,
+    d_start,
 ):
     """Gradients for the (sequence, head) pairs ``first`` to ``last``."""
     for unit in range(first, last):
         backward_head(
-            unit, sizes, strides, scale, normalise, q, k, g, beta, errors, kept, do, d_end, dq, dk, dv, dg, dbeta, d_start
+            unit,
+            sizes,
+            strides,
+            scale,
+            normalise,
+            q,
+            k,
+            g,
+            beta,
+            errors,
+            kept,
+            do,
+            d_end,
+            dq,
+            dk,
+            dv,
+            dg,
+            dbeta,
+            d_start,
         )

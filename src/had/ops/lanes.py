@@ -6,10 +6,15 @@ ones), and they fix the order of every sum, so a result does not depend on compi
 NaN and infinity keep their meaning.
 """
 
+from typing import Any
+
+import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
+
+intrinsic: Any = numba.extending.intrinsic
 
 WIDTH = 8
 """Lanes in a vector, for float32 and for float64."""

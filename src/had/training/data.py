@@ -126,8 +126,8 @@ class WindowData:
         spans = int((self.splits.train[:, 1] - self.splits.train[:, 0]).sum())
         lines = [f"Split: {self.splits.description}."]
         lines.append(
-            f"Training windows start at {self.sampler.n_valid:,} positions; {spans - usable:,} bp other than A, C, G, T "
-            "are in no window."
+            f"Training windows start at {self.sampler.n_valid:,} positions; {spans - usable:,} bp other than A, C, G, T"
+            " are in no window."
         )
         if self.genome.ambiguous:
             count = sum(sum(letters.values()) for letters in self.genome.ambiguous.values())

@@ -49,7 +49,9 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
 
     wanted = choose_device(device)
     bf16 = precision == "bf16" or (precision == "auto" and native_bf16(wanted))
-    project = None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+    project = (
+        None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+    )
     return Accelerator(
         cpu=wanted.type == "cpu",
         mixed_precision="bf16" if bf16 else "no",

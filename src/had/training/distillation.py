@@ -78,9 +78,9 @@ def windows_to_batch(
     Returns
     -------
     dict
-        ``input_ids`` (B, L) int64 with ``[MASK]`` at hidden letters; ``query_index`` (B, Q) and ``key_index`` (B, L − Q),
-        the hidden and the visible letters; ``query_codes`` (B, Q) their true codes; ``codes`` (B, L) uint8 and
-        ``hidden_groups`` (B, T) for the teacher; ``aligned`` (B, T) bool.
+        ``input_ids`` (B, L) int64 with ``[MASK]`` at hidden letters; ``query_index`` (B, Q) and ``key_index``
+        (B, L − Q), the hidden and the visible letters; ``query_codes`` (B, Q) their true codes; ``codes`` (B, L)
+        uint8 and ``hidden_groups`` (B, T) for the teacher; ``aligned`` (B, T) bool.
     """
     letters = torch.from_numpy(codes).long()
     hidden_letters = torch.from_numpy(hidden)
@@ -202,9 +202,7 @@ class DistillationObjective:
         config = module.config
         self.config = config
         self.weights: Mapping[str, float] = {
-            name: weight
-            for name, weight in (("loss_align", config.w_align), ("loss_rec", config.w_rec))
-            if weight
+            name: weight for name, weight in (("loss_align", config.w_align), ("loss_rec", config.w_rec)) if weight
         }
         self._held_out_features: dict[int, Tensor] = {}
         self._letter_sums: tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]] | None = None

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from had.baselines.alignment import KmerTable, MeanVector
 from had.baselines.markov import HiddenGroupBaselines, MarkovModel
-from had.dna.alphabet import GROUP
 from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.dna.alphabet import GROUP
 from had.training.data import WindowData
 
 MARKOV_ORDER = 5
@@ -68,7 +68,7 @@ def markov_sums(
         for name, scores in score(codes[i : i + _BATCH], groups).items():
             for values, into in ((scores.nll, losses), (scores.correct, correct)):
                 per_group = values.reshape(len(row), -1).sum(1)
-                into.setdefault(name, []).append(np.bincount(row, per_group, minlength=len(groups)))
+                into.setdefault(name, []).append(np.bincount(row, per_group, minlength=len(groups)).astype(np.float64))
     return (
         {name: np.concatenate(parts) for name, parts in losses.items()},
         {name: np.concatenate(parts) for name, parts in correct.items()},
@@ -80,8 +80,8 @@ def alignment_sums(
 ) -> dict[str, NDArray[np.float64]]:
     """Squared error per window (n,) of the mean vector and of the per-6-mer table, over the aligned groups.
 
-    ``features`` (n, T, D) are the teacher's, before the table is subtracted; with ``contextual`` targets the table's own
-    prediction is 0 by construction and the mean vector's is the mean of what is left, 0 too.
+    ``features`` (n, T, D) are the teacher's, before the table is subtracted; with ``contextual`` targets the table's
+    own prediction is 0 by construction and the mean vector's is the mean of what is left, 0 too.
     """
     by_kmer = table.squared_error(features, kmers)
     constant = by_kmer if contextual else MeanVector.of(table).squared_error(features, kmers)
@@ -116,8 +116,9 @@ def report(scores: Mapping[str, Scores], block: int = 1, seed: int = 0) -> dict[
     Returns
     -------
     dict
-        Metric → ``model``, ``baselines`` and ``difference`` (model − baseline), each ``[mean, low, high]``; the number of
-        windows and blocks; ``better``: the baselines from which the interval of the difference excludes 0 on the good side.
+        Metric → ``model``, ``baselines`` and ``difference`` (model − baseline), each ``[mean, low, high]``; the number
+        of windows and blocks; ``better``: the baselines where the interval of the difference excludes 0 on the good
+        side.
     """
     result: dict[str, Any] = {}
     for metric, score in scores.items():

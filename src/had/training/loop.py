@@ -58,10 +58,13 @@ class TrainingConfig:
 class Objective(Protocol):
     """What is trained: a module whose forward gives sums, and the windows it eats."""
 
-    module: nn.Module
-    """All trained parameters. ``module(batch)`` → dict of scalar sums (losses and other totals)."""
-    weights: Mapping[str, float]
-    """Weight of each loss term in the total; the terms are keys of the module's output."""
+    @property
+    def module(self) -> nn.Module:
+        """All trained parameters. ``module(batch)`` → dict of scalar sums (losses and other totals)."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each loss term in the total; the terms are keys of the module's output."""
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """Windows of these global indices (n,) as CPU tensors whose first axis is the window."""
@@ -121,7 +124,7 @@ class Trainer:
         self.bare.to(accelerator.device)
         self.optimizers = build_optimizers(self.bare, config.optimizer)
         self.module = accelerator.prepare(self.bare)
-        self.pending: list[tuple[dict[str, float], Tensor, list[str]]] = []
+        self.pending: list[tuple[dict[str, Any], Tensor, list[str]]] = []
         self.step = 0
 
     def run(self, *, resume_from: Path | None = None, stop_after: int | None = None) -> int:

@@ -115,9 +115,7 @@ class MaskedLanguageObjective:
         """Mean loss (nats per 6-mer) and accuracy on the held-out windows; empty where there are none."""
         if not len(self.data.validation_codes):
             return {}
-        loss, correct = score_hidden_groups(
-            self.module.model, self.data.validation_codes, self.data.validation_hidden
-        )
+        loss, correct = score_hidden_groups(self.module.model, self.data.validation_codes, self.data.validation_hidden)
         return {"loss": float(loss.mean()), "loss_mlm": float(loss.mean()), "acc_mlm": float(correct.mean())}
 
     def scores(self) -> dict[str, Scores]:

@@ -16,7 +16,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Nearly orthogonal matrix (m, n) with the singular vectors of ``matrix``; singular values lie in about 0.7 … 1.2."""
+    """Nearly orthogonal matrix (m, n) with the singular vectors of ``matrix``; its singular values are about 1."""
     x = matrix / (matrix.norm() + 1e-7)
     wide = x if x.shape[0] <= x.shape[1] else x.mT
     if wide.is_cuda:

@@ -74,11 +74,7 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimiz
     """
     spared = spared_from_decay(module)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    hidden = {
-        n
-        for n, p in named
-        if config.name == "muon" and p.ndim == 2 and n not in spared and _INSIDE.search(n)
-    }
+    hidden = {n for n, p in named if config.name == "muon" and p.ndim == 2 and n not in spared and _INSIDE.search(n)}
     decayed = [p for n, p in named if n not in spared and n not in hidden]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},

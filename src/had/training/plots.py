@@ -45,8 +45,7 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     from matplotlib.figure import Figure
 
     train, validation, baselines = (
-        [record for record in metrics if record.get("split") == split]
-        for split in ("train", "validation", "baseline")
+        [record for record in metrics if record.get("split") == split] for split in ("train", "validation", "baseline")
     )
     shown = [key for key in PANELS if _curve(train, key)[0].size or _curve(validation, key)[0].size]
     if shown == ["loss", "loss_rec"] and _same(train, "loss", "loss_rec"):

@@ -75,8 +75,8 @@ def make_objective(config: PretrainConfig, data: WindowData, device: torch.devic
         teacher = load_teacher(config.teacher.name, config.teacher.options, device, config.seed)
         if data.n_groups > teacher.max_groups:
             raise UserError(
-                f"data.window {config.data.window} has {data.n_groups} 6-mers, but the teacher {teacher.name} takes at most "
-                f"{teacher.max_groups}; use a window of at most {6 * teacher.max_groups} bp"
+                f"data.window {config.data.window} has {data.n_groups} 6-mers, but the teacher {teacher.name} takes at "
+                f"most {teacher.max_groups}; use a window of at most {6 * teacher.max_groups} bp"
             )
         table = fit_table(teacher, data, config.objective, device)
     torch.manual_seed(config.seed)

@@ -300,9 +300,7 @@ class RunFolder:
                 "or another --out."
             )
 
-    def _check_same(
-        self, config: object, facts: Mapping[str, Any], may_differ: Collection[str]
-    ) -> dict[str, Any]:
+    def _check_same(self, config: object, facts: Mapping[str, Any], may_differ: Collection[str]) -> dict[str, Any]:
         """Refuse another run; give the harmless differences as {key: [then, now]}."""
         first = self.read_facts()
         path = self.path / "config.yaml"

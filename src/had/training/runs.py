@@ -11,11 +11,13 @@ import torch
 
 from had.config import to_dict
 from had.console import say
+from had.errors import RunFault
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
 from had.training.devices import keep_freed_memory, make_accelerator, set_threads
 from had.training.held_out import as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
+from had.training.plots import plot_losses
 from had.training.run_folder import RunFolder
 
 
@@ -45,9 +47,7 @@ class RunConfig(Protocol):
     training: TrainingConfig
 
 
-def execute(
-    config: Any, out: Path, options: RunOptions, make_objective: Callable[[WindowData, Any], Objective]
-) -> int:
+def execute(config: Any, out: Path, options: RunOptions, make_objective: Callable[[WindowData, Any], Objective]) -> int:
     """Run a recipe from its start, or from a checkpoint, to its end; return the step reached."""
     keep_freed_memory()
     set_threads(options.threads)
@@ -63,27 +63,45 @@ def execute(
         return 0
     objective = make_objective(data, accelerator)
     run = _open_run(config, out, options, data, accelerator)
+    try:
+        return _train(objective, training, run, accelerator, config.seed, options)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        raise RunFault(f"{name}{error.strerror or error}. {run.saved_sentence()}") from error
+    except RunFault as fault:
+        # Files are also written by parts that know nothing of runs.
+        sentence = run.saved_sentence()
+        raise RunFault(str(fault) if sentence in str(fault) else f"{fault} {sentence}") from fault
+    finally:
+        run.close()
+
+
+def _train(
+    objective: Objective,
+    training: TrainingConfig,
+    run: RunFolder,
+    accelerator: Any,
+    seed: int,
+    options: RunOptions,
+) -> int:
+    """Baselines, training, final report and picture."""
+    main = accelerator.is_main_process
     if training.trackers:
         accelerator.init_trackers("had", config={})
-    try:
-        if main and run.resume_from is None:
-            for record in baseline_records(objective.scores()):
-                run.append_metrics(record)
-        trainer = Trainer(objective, training, run, accelerator, seed=config.seed, quiet=options.quiet)
-        step = trainer.run(resume_from=run.resume_from, stop_after=options.stop_after)
-        if main and step == training.steps and (scores := objective.scores()):
+    if main and run.resume_from is None:
+        for record in baseline_records(objective.scores()):
+            run.append_metrics(record)
+    trainer = Trainer(objective, training, run, accelerator, seed=seed, quiet=options.quiet)
+    step = trainer.run(resume_from=run.resume_from, stop_after=options.stop_after)
+    if training.trackers:
+        accelerator.end_training()
+    if main:
+        plot_losses(run.read_metrics(), run.path / "losses.png")
+        if step == training.steps and (scores := objective.scores()):
             result = report(scores)
-            atomic_write_text(out / "validation.json", json.dumps(result, indent=1) + "\n")
+            atomic_write_text(run.path / "validation.json", json.dumps(result, indent=1) + "\n")
             for line in as_lines(result):
                 say(line)
-    finally:
-        if training.trackers:
-            accelerator.end_training()
-        run.close()
-    if main:
-        from had.training.plots import plot_losses
-
-        plot_losses(run.read_metrics(), out / "losses.png")
     return step
 
 
@@ -119,8 +137,8 @@ def _plan(config: Any, accelerator: Any, out: Path) -> str:
     training = config.training
     bp = training.steps * training.global_batch * config.data.window
     return (
-        f"{training.steps:,} steps of {training.global_batch:,} windows of {config.data.window:,} bp: {bp / 1e6:,.1f} Mbp, "
-        f"on {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s), device "
-        f"{accelerator.device.type}, {'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}; "
+        f"{training.steps:,} steps of {training.global_batch:,} windows of {config.data.window:,} bp: "
+        f"{bp / 1e6:,.1f} Mbp, on {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s), "
+        f"device {accelerator.device.type}, {'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}; "
         f"into {out}."
     )

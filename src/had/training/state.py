@@ -36,7 +36,7 @@ def load_training_state(path: Path, module: nn.Module, optimizers: list[Optimize
     tensors, state = load_checkpoint(path)
     weights = {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
     expected = module.state_dict()
-    wrong = [k for k in expected.keys() ^ weights.keys()]
+    wrong = list(expected.keys() ^ weights.keys())
     wrong += [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
     if wrong or len(state["optimizers"]) != len(optimizers):
         raise UserError(f"{path}: is a checkpoint of another model (differs in {', '.join(sorted(wrong)[:3])}).")

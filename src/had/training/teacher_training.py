@@ -21,7 +21,7 @@ class TeacherModelConfig(NucleotideTransformerConfig):
     """Sizes of the teacher and how it starts."""
 
     start: Literal["letters", "normal"] = "letters"
-    """letters: 6-mer rows start as sums of letter vectors and the output bias as log frequencies; normal: all random."""
+    """letters: 6-mer rows start as sums of letter vectors, the output bias as log frequencies; normal: random."""
     weights: str | None = None
     """Folder of a checkpoint in the Hub's format whose weights to start from instead (the optimizer starts anew)."""
 

@@ -1,0 +1,136 @@
+"""Threads, forks and the compile cache of the CPU backend."""
+
+import multiprocessing
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+numba = pytest.importorskip("numba")
+
+from had.ops import cpu, gated_delta_rule  # noqa: E402
+from tests.ops.rule_cases import NAMES, make_case, run  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAD_BACKEND", "cpu")
+
+
+def test_the_callers_thread_setting_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, asked, pool = make_case(3, 20), [], cpu._pool
+    monkeypatch.setattr(cpu, "_pool", lambda threads: asked.append(threads) or pool(threads))
+    before = torch.get_num_threads()
+    results = {}
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results[threads] = run(gated_delta_rule, case, torch.float32)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    # One thread works without a pool; otherwise the caller is one of the threads.
+    assert set(asked) == {1, 3}
+    for name in NAMES:
+        assert torch.equal(results[1][name], results[2][name])
+        assert torch.equal(results[1][name], results[4][name])
+
+
+def test_a_fault_in_another_thread_reaches_the_caller() -> None:
+    started = threading.Barrier(2, timeout=30)
+
+    def work(first: int, last: int) -> None:
+        started.wait()
+        if threading.current_thread() is not threading.main_thread():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cpu._share(work, 2, 2)
+
+
+def test_several_python_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cases = [make_case(2, 30 + seed, seed=seed) for seed in range(6)]
+    expected = [run(gated_delta_rule, case, torch.float32) for case in cases]
+    found: dict[int, dict[str, torch.Tensor]] = {}
+
+    def worker(index: int) -> None:
+        for _ in range(5):
+            found[index] = run(gated_delta_rule, cases[index], torch.float32)
+
+    workers = [threading.Thread(target=worker, args=(index,)) for index in range(len(cases))]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    for index, result in enumerate(expected):
+        for name in NAMES:
+            assert torch.equal(found[index][name], result[name])
+
+
+def _in_child(case, queue) -> None:
+    queue.put(run(gated_delta_rule, case, torch.float32)["dq"].numpy())
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    case = make_case(3, 20)
+    expected = run(gated_delta_rule, case, torch.float32)["dq"]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(case, queue))
+    child.start()
+    try:
+        found = queue.get(timeout=60)
+    finally:
+        child.join(timeout=10)
+        child.kill()
+    assert (found == expected.numpy()).all()
+
+
+def _trivial_kernels() -> SimpleNamespace:
+    @numba.njit
+    def forward(x):
+        return x + 1
+
+    @numba.njit
+    def backward(x):
+        return x - 1
+
+    return SimpleNamespace(__file__=__file__, forward=forward, backward=backward)
+
+
+def test_compiled_kernels_are_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAD_CACHE", str(tmp_path))
+    before = numba.config.CACHE_DIR
+    kernels = _trivial_kernels()
+    cpu._cache_kernels(kernels)
+    assert kernels.forward(2) == 3
+    assert list((tmp_path / "numba").rglob("*.nbi"))
+    assert before == numba.config.CACHE_DIR
+
+
+def test_a_cache_folder_that_cannot_be_written_does_not_stop_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HAD_CACHE", str(tmp_path / "file"))
+    kernels = _trivial_kernels()
+
+    def nowhere() -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(kernels.backward, "enable_caching", nowhere)
+    cpu._cache_kernels(kernels)
+    assert kernels.forward(2) == 3
+    assert kernels.backward(2) == 1
+    assert "no locator available" in caplog.text
+
+
+def test_the_time_of_compiling_is_reported_apart() -> None:
+    assert cpu.prepare() > 0
+    assert cpu.prepare() == cpu.prepare(torch.float32)
