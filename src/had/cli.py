@@ -242,6 +242,39 @@ def demo(
     run(out, DemoOptions(steps, seed, device, threads, dry_run, quiet, overrides or []))
 
 
+@app.command()
+def probe(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="NAME=SPEC: a student's folder, untrained:SEED, teacher:NAME or kmers; the first is compared with."),
+    ],
+    data: Annotated[Path, typer.Option(help="Folder with a folder per task: {train,dev,test}.csv(.gz).")],
+    tasks: Annotated[str, typer.Option(help="Tasks, comma-separated folders below --data.")],
+    out: Annotated[Path, typer.Option(help="CSV of every layer's scores; a table that is there is completed.")],
+    max_rows: Annotated[int | None, typer.Option(help="Training rows per probe at most.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Linear probes of every layer of frozen models on labelled tasks.
+
+    Example: had probe untrained=untrained:0 mine=runs/mine/model --data GUE --tasks mouse/2,mouse/3 --out probes.csv
+    """
+    from had.console import say, setup_logging
+    from had.evaluation.frozen import compare, probe_tasks
+    from had.training.devices import choose_device, set_threads
+
+    setup_logging(quiet)
+    set_threads(threads)
+    named = dict(model.split("=", 1) if "=" in model else (model, model) for model in models)
+    rows = probe_tasks(data, tasks.split(","), named, out, choose_device(device), max_rows)
+    for line in compare(rows, next(iter(named))):
+        say(
+            f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} tasks; against {line.reference} "
+            f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}], better on {line.wins}"
+        )
+
+
 def main() -> None:
     """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
     try:
