@@ -1,14 +1,19 @@
 """Cut what `had demo` needs out of public data: a slice of the human genome and a labelled set.
 
-Written into the assets folder: ``demo_genome.fa.gz`` (four pieces of GRCh38, upper case, named ``<contig>:<start>-<end>``
-with 0-based half-open coordinates), ``demo_split.bed`` (which piece trains, which validates) and
-``demo_promoters/{train,dev,test}.csv.gz`` (GUE's ``prom_core_tata``; training and development rows that stand in the test
-set on either strand are left out, and so are rows with letters other than A, C, G, T). The same inputs give the same bytes.
+Written into the assets folder:
+
+- ``demo_genome.fa.gz``: four pieces of GRCh38, upper case, named ``<contig>:<start>-<end>`` (0-based, half-open);
+- ``demo_split.bed``: which piece trains, which validates;
+- ``demo_promoters/{train,dev,test}.csv.gz``: GUE's ``prom_core_tata``, without training and development rows that stand
+  in the test set (or, for training rows, in the development set) on either strand, and without rows that have letters
+  other than A, C, G, T.
+
+The same inputs and zlib give the same bytes.
 
 Example::
 
-    python scripts/make_demo_assets.py --genome chr16.fa.gz --genome chr19.fa.gz --genome chr21.fa.gz --genome chr22.fa.gz \
-        --task GUE/prom/prom_core_tata --out src/had/assets
+    python scripts/make_demo_assets.py --genome chr16.fa.gz --genome chr19.fa.gz --genome chr21.fa.gz \
+        --genome chr22.fa.gz --task GUE/prom/prom_core_tata --out src/had/assets
 """
 
 import argparse
@@ -40,7 +45,7 @@ LINE = 100
 def main() -> None:
     """Read the command line and write the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--genome", type=Path, action="append", required=True, help="FASTA with the contigs; repeatable")
+    parser.add_argument("--genome", type=Path, action="append", required=True, help="FASTA with some of the contigs")
     parser.add_argument("--task", type=Path, required=True, help="folder of train, dev and test CSV")
     parser.add_argument("--out", type=Path, required=True, help="assets folder")
     options = parser.parse_args()

@@ -74,6 +74,17 @@ def test_a_checkpoint_of_the_publishers_format_loads_and_is_frozen_in_nothing(ch
     assert torch.equal(logits(network), logits(tiny_network()))
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_loaded_network_does_not_follow_its_file(checkpoint, kind):
+    if kind == "bin":
+        as_torch_file(checkpoint)
+    path = find_checkpoint(checkpoint).weights
+    network = NucleotideTransformer.from_pretrained(checkpoint)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(logits(network), logits(tiny_network()))
+
+
 def test_the_micro_checkpoint_survives_saving(shared, tmp_path):
     network = NucleotideTransformer.from_pretrained(shared / "ntv2" / "micro")
     network.save_pretrained(tmp_path / "copy")

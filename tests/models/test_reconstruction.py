@@ -150,6 +150,16 @@ def test_gradients_reach_every_parameter_and_the_visible_features():
     assert torch.equal((features.grad != 0).any(-1), ~hidden)
 
 
+def test_a_fresh_decoder_looks_near_its_own_position():
+    torch.manual_seed(0)
+    decoder = CrossAttentionDecoder(HADConfig())
+    features = torch.randn(1, 401, 128, requires_grad=True)
+    decoder(features, torch.tensor([[200]]), key_mask=torch.arange(401)[None] != 200).square().sum().backward()
+    felt = features.grad[0].norm(dim=-1)
+    near, far = felt[[197, 198, 199, 201, 202, 203]].mean(), torch.cat((felt[:50], felt[-50:])).mean()
+    assert near > 3 * far > 0
+
+
 def test_mask_embedding_and_norms_have_no_weight_decay():
     decoder = CrossAttentionDecoder(CONFIG)
     _, spared = parameter_groups(decoder, weight_decay=0.1)

@@ -105,7 +105,7 @@ def test_the_callers_autocast_and_gradient_mode_do_not_reach_the_teacher():
     projection = torch.nn.Linear(24, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = teacher.features(windows())
-        projection(features).sum().backward()
+    projection(features).sum().backward()
     assert torch.equal(features, alone)
     assert projection.weight.grad.isfinite().all()
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())

@@ -109,7 +109,7 @@ def probe_kmers(model: str, splits: Mapping[str, LabelledSequences], seeds: Sequ
         predictions.append(regression.predict(test.sequences))
     test_scores = tuple(mcc(test.labels, predicted) for predicted in predictions)
     resampled = resampled_mcc(test.labels, predictions)
-    return LayerScore(model, f"{KMER}-mer counts", tuple(seeds), tuple(dev_scores), test_scores, resampled)
+    return LayerScore(model, "counts", tuple(seeds), tuple(dev_scores), test_scores, resampled)
 
 
 def best_layer(scores: Sequence[LayerScore]) -> LayerScore:

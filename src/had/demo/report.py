@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -43,13 +44,21 @@ def closing_table(chosen: Sequence[LayerScore]) -> Table:
 
 
 def _table(scores: Sequence[LayerScore], title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    n_seeds = len(scores[0].seeds) if scores else 0
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=f"Range: smallest to largest of {n_seeds} probe seeds. Interval: 95 %, over test rows.",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("model")
     table.add_column("layer")
     table.add_column("dev", justify="right")
-    n_seeds = len(scores[0].seeds) if scores else 0
-    table.add_column(escape(f"test: mean [min–max of {n_seeds} probe seeds]"), justify="right")
-    table.add_column("95 % interval over test rows", justify="right")
+    table.add_column(escape("test: mean [range]"), justify="right")
+    table.add_column("interval", justify="right")
     return table
 
 
@@ -87,25 +96,27 @@ def summary_text(
         else "LEARNING WAS NOT SHOWN: an interval below reaches 0 or lies above it, so this run proves nothing."
     )
     paragraphs = [
-        f"A small network (the student) read {megabases:.2f} million letters of human chromosomes 16, 19 and 22, drawn in "
-        "windows of 1,020, and learnt two things: to give the features that a larger network (the teacher) gives for the "
-        "letters it sees, and to fill in letters that were hidden from it.",
+        f"A small network (the student) read {megabases:.2f} million letters of human chromosomes 16, 19 and 22, drawn "
+        "in windows of 1,020, and learnt two things: to give the features that a larger network (the teacher) gives "
+        "for the letters it sees, and to fill in letters that were hidden from it.",
         verdict,
         *(f"- {check.sentence()}." for check in checks),
-        f"Then all networks were frozen, and a linear classifier on their features had to tell {n_test} human promoters and "
-        f"other sequences apart that it had not been fitted on. Distilled student minus untrained student: {gain:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], {told_apart}. A few minutes of pre-training need not beat an untrained network, whose "
-        "random features are already a rich summary of the letters; what pre-training is worth is measured with longer runs "
-        "and their controls (`had pretrain laptop`, `had experiment`).",
-        f"Files in {out}: losses.png (the losses while it learnt), tsne.png (the test sequences as each model sees them), "
-        "probes.csv (every layer, every seed), summary.json (all numbers), pretrain/ (the whole run; pretrain/model is the "
-        f"student: `had.load({str(out / 'pretrain' / 'model')!r})`). {seconds / 60:.1f} minutes.",
+        f"Then all networks were frozen, and a linear classifier on their features had to tell apart {n_test} human "
+        "promoters and other sequences that it had not been fitted on. Distilled student minus untrained student: "
+        f"{gain:+.3f} [{low:+.3f}, {high:+.3f}], {told_apart}. A few minutes of pre-training need not beat an untrained "
+        "network, whose random features are already a rich summary of the letters; what pre-training is worth is "
+        "measured with longer runs and their controls (`had pretrain laptop`, `had experiment`).",
+        f"Files in {out}: losses.png (the losses while it learnt), tsne.png (the test sequences as each model sees "
+        "them), probes.csv (every layer, every seed), summary.json (all numbers), pretrain/ (the whole run; "
+        f"pretrain/model is the student: `had.load({str(out / 'pretrain' / 'model')!r})`). "
+        f"{seconds / 60:.1f} minutes.",
     ]
-    return "\n".join(_filled(paragraph) for paragraph in paragraphs)
+    return "\n".join(_filled(paragraph) for paragraph in paragraphs).strip()
 
 
 def _filled(paragraph: str) -> str:
-    indent = "  " if paragraph.startswith("- ") else ""
-    return textwrap.fill(
-        paragraph, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    ) + ("" if indent else "\n")
+    is_item = paragraph.startswith("- ")
+    lines = textwrap.wrap(
+        paragraph, WIDTH, subsequent_indent="  " if is_item else "", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines if is_item else [*lines, ""])

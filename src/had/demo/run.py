@@ -16,13 +16,13 @@ from had.assets import DEMO_GENOME, DEMO_SPLIT, DEMO_TASK
 from had.baselines.kmer_regression import KmerLogisticRegression
 from had.config import apply_overrides, build, load_recipe
 from had.console import say
-from had.demo.features import student_layers, teacher_layers
 from had.demo.folder import check_free, claim, write_summary
 from had.demo.probing import KMER, LayerScore, as_csv, best_layer, difference, probe_kmers, probe_model
 from had.demo.report import closing_table, console, layer_table, summary_text
 from had.demo.verdict import Check, judge
 from had.dna.labelled import LabelledSequences, read_splits
 from had.errors import RunFault, UserError
+from had.evaluation.features import student_layers, teacher_layers
 from had.evaluation.pictures import Panel, plot_panels, tsne
 from had.files import atomic_write_text
 from had.models.student import HADModel
@@ -128,8 +128,8 @@ def demo(out: Path, options: DemoOptions | None = None) -> DemoResult | None:
         lock.release()
     if not result.passed:
         raise RunFault(
-            f"the demo did not show learning: {'; '.join(c.sentence() for c in result.checks if not c.passed)}. Everything is "
-            f"in {out}; more --steps learn more."
+            f"the demo did not show learning: {'; '.join(c.sentence() for c in result.checks if not c.passed)}. "
+            f"Everything is in {out}; more --steps learn more."
         )
     return result
 
@@ -235,11 +235,12 @@ def _draw_tsne(
     panels = []
     for score in chosen:
         if score.model in features:
+            title = f"{score.model}, {score.layer}"
             values = features[score.model]["test"][score.layer]
             values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
         else:
+            title = score.model
             values = KmerLogisticRegression(ks=(KMER,)).features(test.sequences).toarray()
-        title = score.model if score.model == score.layer else f"{score.model}, {score.layer}"
         panels.append(Panel(title, f"probe's test MCC {score.test_mean:.2f}", tsne(values)))
     names = [_CLASS_NAMES.get(name, name) for name in test.classes]
     plot_panels(panels, test.labels, names, path, f"t-SNE of {len(test):,} human test sequences of 70 bp")

@@ -9,7 +9,7 @@ from had.errors import RunFault
 
 @dataclass(frozen=True)
 class Check:
-    """One held-out loss beside its trivial predictor's; numbers with the ends of 95 % bootstrap intervals over windows."""
+    """One held-out loss beside its trivial predictor's; the interval is a 95 % bootstrap over windows."""
 
     metric: str
     """Key in the run's ``validation.json``."""
@@ -35,8 +35,9 @@ class Check:
         """The result in words."""
         judged = "learnt" if self.passed else "NOT SHOWN"
         return (
-            f"{self.words}: {self.student:.4f} for the student, {self.trivial:.4f} for {self.reference_words}; difference "
-            f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] over {self.windows} held-out windows: {judged}"
+            f"{self.words}: {self.student:.4f} for the student, {self.trivial:.4f} for {self.reference_words}; "
+            f"difference {self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] over {self.windows} held-out "
+            f"windows: {judged}"
         )
 
 
@@ -63,7 +64,7 @@ def judge(validation: Mapping[str, Any]) -> list[Check]:
     for metric, reference, words, reference_words in _ASKED:
         entry = validation.get(metric) or {}
         if reference not in entry.get("difference", {}):
-            raise RunFault(f"the pre-training run did not compare {metric} with {reference}: nothing can be said of learning")
+            raise RunFault(f"the run did not compare {metric} with {reference}: nothing can be said of learning")
         difference, low, high = entry["difference"][reference]
         checks.append(
             Check(

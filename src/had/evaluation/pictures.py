@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ PCA_WIDTH = 50
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 _PER_ROW = 4
+_LAYERS = 20
 
 
 class Panel(NamedTuple):
@@ -89,32 +90,24 @@ def plot_panels(
     # Imported here, and without pyplot, so that nobody's backend or open figures are touched.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     label = np.asarray(labels)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.6 * columns, 4.15 * rows + 0.35), layout="constrained")
     FigureCanvasAgg(figure)
-    # One class drawn after the other would hide the first: points go down in a fixed random order.
+    # One class drawn after the other would hide the first: points go down in a fixed random order, a few at a time.
     order = np.random.default_rng(0).permutation(len(label))
-    handles = []
+    style: list[dict[str, Any]] = [
+        {"marker": _SHAPES[i % len(_SHAPES)], "color": _COLOURS[i % len(_COLOURS)]} for i in range(len(classes))
+    ]
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
-        handles = []
-        for i, name in enumerate(classes):
-            style = {"marker": _SHAPES[i % len(_SHAPES)], "color": _COLOURS[i % len(_COLOURS)], "linestyle": ""}
-            handles += axes.plot([], [], markersize=6, label=f"{name} ({(label == i).sum():,})", **style)
-        for part in np.array_split(order, min(len(order), 20)):
+        for part in np.array_split(order, min(len(order), _LAYERS)):
             for i in np.unique(label[part]):
-                chosen = part[label[part] == i]
-                axes.scatter(
-                    *panel.points[chosen].T,
-                    s=11,
-                    marker=_SHAPES[i % len(_SHAPES)],
-                    color=_COLOURS[i % len(_COLOURS)],
-                    alpha=0.65,
-                    linewidths=0,
-                )
+                x, y = panel.points[part[label[part] == i]].T
+                axes.scatter(x, y, s=11, alpha=0.65, linewidths=0, **style[i])
         axes.set_title(panel.title + (f"\n{panel.caption}" if panel.caption else ""), fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -122,6 +115,10 @@ def plot_panels(
         axes.spines[:].set_color("0.8")
     if title:
         figure.suptitle(title, fontsize=12)
+    handles = [
+        Line2D([], [], linestyle="", markersize=6, label=f"{name} ({(label == i).sum():,})", **style[i])
+        for i, name in enumerate(classes)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)

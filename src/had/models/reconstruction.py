@@ -69,6 +69,11 @@ class CrossAttentionDecoder(nn.Module):
         self.head = nn.Linear(width, BASES, bias=False)
         nn.init.normal_(self.mask_embedding, std=config.initializer_range)
         initialise(self, config.initializer_range, n_blocks=1)
+        with torch.no_grad():
+            # Equal projections make the first scores a product of sinusoids, largest where query and key are close. From
+            # independent ones of 0.02 the attention is flat, and finding out where letters are takes a long plateau.
+            nn.init.normal_(self.query_proj.weight, std=width**-0.5)
+            self.key_proj.weight.copy_(self.query_proj.weight)
 
     def _heads(self, x_BMD: Tensor) -> Tensor:
         return x_BMD.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -65,8 +65,8 @@ def _why_not_fla(device_index: int) -> str | None:
     capability = torch.cuda.get_device_capability(device_index)
     if known_bad(capability, triton.__version__):
         return (
-            f"flash-linear-attention's gradients are wrong on GPUs of compute capability {capability[0]}.{capability[1]} "
-            f"with Triton {triton.__version__} (3.4 up to before 3.7.1)"
+            "flash-linear-attention's gradients are wrong on GPUs of compute capability "
+            f"{capability[0]}.{capability[1]} with Triton {triton.__version__} (3.4 up to before 3.7.1)"
         )
     return None
 
@@ -103,7 +103,7 @@ def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
             return "cuda"
         _say_once(
             logging.INFO,
-            "gated delta rule on cuda, full precision: chunked PyTorch (flash-linear-attention has half precisions only)",
+            "gated delta rule on cuda, full precision: chunked PyTorch (flash-linear-attention is for half precisions)",
         )
         return "chunked"
     _say_once(logging.INFO, f"gated delta rule on {device.type}: chunked PyTorch")

@@ -1,9 +1,9 @@
-"""Eight-lane vectors for numba: explicit SIMD where its loop vectoriser would leave a loop scalar.
+"""Short vectors for numba: explicit SIMD where its loop vectoriser would leave a loop scalar.
 
 A numba loop over a short, fixed row is unrolled before it is vectorised and then stays scalar. These intrinsics emit
-LLVM vector instructions instead, which every processor's back end lowers to what it has (one AVX register, two NEON
-ones), and they fix the order of every sum, so a result does not depend on compiler flags. No fast-math flag is set:
-NaN and infinity keep their meaning.
+LLVM vector instructions instead, which every processor's back end cuts into the registers it has (a vector of 32
+float32 is four AVX or eight NEON registers), and they fix the order of every sum, so that a result does not depend on
+compiler flags. No fast-math flag is set: NaN and infinity keep their meaning.
 """
 
 from typing import Any
@@ -15,53 +15,71 @@ from numba.core import cgutils
 from numba.extending import models, register_model
 
 intrinsic: Any = numba.extending.intrinsic
+"""numba's decorator, whose type would hide that the decorated functions take the arguments they are written with."""
 
 WIDTH = 8
-"""Lanes in a vector, for float32 and for float64."""
+"""Lanes of the shortest vector, into which longer ones fold."""
 
 
 class Lanes(types.Type):
-    """Numba type of a vector of ``WIDTH`` equal floats."""
+    """Numba type of a vector of ``width`` floats."""
 
-    def __init__(self, scalar: types.Float) -> None:
-        self.scalar = scalar
-        super().__init__(name=f"Lanes({scalar}, {WIDTH})")
+    def __init__(self, scalar: types.Float, width: int) -> None:
+        self.scalar, self.width = scalar, width
+        super().__init__(name=f"Lanes({scalar}, {width})")
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         scalar = dmm.lookup(fe_type.scalar).get_data_type()
-        super().__init__(dmm, fe_type, ir.VectorType(scalar, WIDTH))
+        super().__init__(dmm, fe_type, ir.VectorType(scalar, fe_type.width))
 
 
-def _address(context, builder, array_type, array, index):
-    """Pointer to eight elements of a contiguous array from ``index``, and the alignment that may be assumed."""
-    struct = context.make_array(array_type)(context, builder, array)
-    scalar = context.get_data_type(array_type.dtype)
-    pointer = builder.gep(struct.data, [index])
-    return builder.bitcast(pointer, ir.VectorType(scalar, WIDTH).as_pointer()), array_type.dtype.bitwidth // 8
+def _i32(number: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(32), number)
 
 
-@intrinsic
-def load(typingctx, array, index):
-    """Eight elements of a one-dimensional array from ``index``."""
+def _element_pointer(context, builder, signature, args):
+    """Pointer to the element of a contiguous one-dimensional array (the first two arguments)."""
+    array_type, index_type = signature.args[:2]
+    index = context.cast(builder, args[1], index_type, types.intp)
+    return builder.gep(context.make_array(array_type)(context, builder, args[0]).data, [index])
 
-    def codegen(context, builder, signature, args):
-        index_value = context.cast(builder, args[1], signature.args[1], types.intp)
-        pointer, alignment = _address(context, builder, signature.args[0], args[0], index_value)
-        return builder.load(pointer, align=alignment)
 
-    return Lanes(array.dtype)(array, index), codegen
+def _vector_pointer(context, builder, signature, args, vector):
+    """Pointer to a vector in an array, and the alignment that may be assumed: that of one element."""
+    pointer = builder.bitcast(_element_pointer(context, builder, signature, args), vector.as_pointer())
+    return pointer, signature.args[0].dtype.bitwidth // 8
+
+
+def _make_load(width: int) -> Any:
+    @intrinsic
+    def load(typingctx, array, index):
+        lanes = Lanes(array.dtype, width)
+
+        def codegen(context, builder, signature, args):
+            vector = context.get_value_type(lanes)
+            pointer, alignment = _vector_pointer(context, builder, signature, args, vector)
+            return builder.load(pointer, align=alignment)
+
+        return lanes(array, index), codegen
+
+    return load
+
+
+load = _make_load(WIDTH)
+"""``load(array, index)``: eight elements of a one-dimensional array from ``index``."""
+load16 = _make_load(16)
+load32 = _make_load(32)
 
 
 @intrinsic
 def store(typingctx, array, index, lanes):
-    """Write eight elements of a one-dimensional array from ``index``."""
+    """Write a vector to a one-dimensional array from ``index``."""
 
     def codegen(context, builder, signature, args):
-        index_value = context.cast(builder, args[1], signature.args[1], types.intp)
-        pointer, alignment = _address(context, builder, signature.args[0], args[0], index_value)
+        pointer, alignment = _vector_pointer(context, builder, signature, args, args[2].type)
         builder.store(args[2], pointer, align=alignment)
         return context.get_dummy_value()
 
@@ -69,16 +87,39 @@ def store(typingctx, array, index, lanes):
 
 
 @intrinsic
-def splat(typingctx, scalar):
-    """The same scalar in every lane."""
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of an element that is needed soon. An index outside of the array does no harm."""
 
     def codegen(context, builder, signature, args):
-        vector = ir.VectorType(args[0].type, WIDTH)
-        first = builder.insert_element(ir.Constant(vector, ir.Undefined), args[0], ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-        return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+        element = _element_pointer(context, builder, signature, args)
+        pointer = builder.bitcast(element, ir.IntType(8).as_pointer())
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, *[ir.IntType(32)] * 3])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        builder.call(function, [pointer, _i32(0), _i32(3), _i32(1)])
+        return context.get_dummy_value()
 
-    return Lanes(scalar)(scalar), codegen
+    return types.void(array, index), codegen
+
+
+def _make_splat(width: int) -> Any:
+    @intrinsic
+    def splat(typingctx, scalar):
+        lanes = Lanes(scalar, width)
+
+        def codegen(context, builder, signature, args):
+            unset = ir.Constant(context.get_value_type(lanes), ir.Undefined)
+            first = builder.insert_element(unset, args[0], _i32(0))
+            return _shuffle(builder, first, unset, [0] * width)
+
+        return lanes(scalar), codegen
+
+    return splat
+
+
+splat = _make_splat(WIDTH)
+"""``splat(scalar)``: the same scalar in all eight lanes."""
+splat16 = _make_splat(16)
+splat32 = _make_splat(32)
 
 
 @intrinsic
@@ -98,9 +139,9 @@ def fma(typingctx, a, b, c):
     """Lane-wise ``a * b + c``, fused where the processor can."""
 
     def codegen(context, builder, signature, args):
-        # fmuladd, not fma: without the instruction the latter would become eight calls of the C library.
+        # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
         vector = args[0].type
-        name = f"llvm.fmuladd.v{WIDTH}{vector.element.intrinsic_name}"
+        name = f"llvm.fmuladd.v{vector.count}{vector.element.intrinsic_name}"
         function_type = ir.FunctionType(vector, [vector] * 3)
         return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
@@ -112,31 +153,45 @@ def _shuffle(builder, a, b, indices):
     return builder.shuffle_vector(a, b, mask)
 
 
+def _fold(builder, value, width):
+    """Add the upper half of a vector to the lower one until ``width`` lanes are left."""
+    while value.type.count > width:
+        half = value.type.count // 2
+        low, high = (_shuffle(builder, value, value, range(first, first + half)) for first in (0, half))
+        value = builder.fadd(low, high)
+    return value
+
+
+@intrinsic
+def fold(typingctx, a):
+    """Sums of every eighth lane: a vector of eight."""
+    return Lanes(a.scalar, WIDTH)(a), lambda context, builder, signature, args: _fold(builder, args[0], WIDTH)
+
+
 @intrinsic
 def total(typingctx, a):
-    """Sum of the eight lanes, pairwise."""
+    """Sum of all lanes, pairwise."""
 
     def codegen(context, builder, signature, args):
-        value = args[0]
-        for half in (4, 2, 1):
-            low = _shuffle(builder, value, value, range(half))
-            high = _shuffle(builder, value, value, range(half, 2 * half))
-            value = builder.fadd(low, high)
-        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        return builder.extract_element(_fold(builder, args[0], 1), _i32(0))
 
     return a.scalar(a), codegen
 
 
 @intrinsic
 def totals(typingctx, array, index):
-    """Sums over the columns of an 8 x 8 block that stands row after row from ``index``: one vector of eight sums."""
+    """Sums of the eight rows of eight elements that stand one after another from ``index``: a vector of eight."""
+    lanes = Lanes(array.dtype, WIDTH)
 
     def codegen(context, builder, signature, args):
+        vector = context.get_value_type(lanes)
         start = context.cast(builder, args[1], signature.args[1], types.intp)
         rows = []
         for row in range(WIDTH):
-            index_value = builder.add(start, ir.Constant(start.type, row * WIDTH))
-            pointer, alignment = _address(context, builder, signature.args[0], args[0], index_value)
+            at = builder.add(start, ir.Constant(start.type, row * WIDTH))
+            pointer, alignment = _vector_pointer(
+                context, builder, lanes(array, types.intp), (args[0], at), vector
+            )
             rows.append(builder.load(pointer, align=alignment))
         # Each level halves the vectors; the patterns are single unpack or permute instructions on x86.
         for low, high in (
@@ -150,21 +205,4 @@ def totals(typingctx, array, index):
             ]
         return rows[0]
 
-    return Lanes(array.dtype)(array, index), codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of an element that is needed soon. An index outside of the array does no harm."""
-
-    def codegen(context, builder, signature, args):
-        index_value = context.cast(builder, args[1], signature.args[1], types.intp)
-        pointer, _ = _address(context, builder, signature.args[0], args[0], index_value)
-        byte_pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer.type, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        builder.call(function, [byte_pointer, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, index), codegen
+    return lanes(array, index), codegen

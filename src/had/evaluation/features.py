@@ -44,9 +44,9 @@ def student_layers(model: HADModel, sequences: Sequence[str]) -> dict[str, NDArr
 def teacher_layers(teacher: NTv2Teacher, sequences: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Mean feature over the 6-mers of each sequence, in every layer of the teacher.
 
-    The teacher reads whole 6-mers. Where a sequence's length is no multiple of 6 it is read twice, from its first letter
-    and up to its last, and the two means are averaged: every letter counts, and no 6-mer is broken into single-letter
-    tokens, which a teacher trained on whole 6-mers has never seen.
+    The teacher reads whole 6-mers. Where a sequence's length is no multiple of 6 it is read twice, from its first
+    letter and up to its last, and the two means are averaged: every letter counts, and no 6-mer is broken into
+    single-letter tokens, which a teacher trained on whole 6-mers has never seen.
 
     Parameters
     ----------
