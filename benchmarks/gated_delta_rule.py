@@ -67,9 +67,8 @@ def main() -> None:
         rules["cpu"] = with_backend("cpu")
     rules["chunked"] = with_backend("chunked")
     inputs, do = make_inputs(*options.shape)
-    print(
-        f"B, L, H, K, V = {options.shape}, float32, {platform.processor() or platform.machine()}, torch {torch.__version__}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"B, L, H, K, V = {options.shape}, float32, {machine}, torch {torch.__version__}")
     print("\n| threads | pass | backend | ms | times transformers | quartiles |\n|---|---|---|---|---|---|")
     for threads in options.threads:
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from had import assets
+from had.cli import main
 from had.demo import probing, report, run
 from had.demo.folder import check_free, claim, write_summary
 from had.demo.probing import LayerScore, best_layer, difference, probe_kmers, probe_model, resampled_mcc
@@ -350,6 +352,36 @@ class TestOptions:
         student = make_objective(config, data, torch.device("cpu")).module.student
         mine = untrained_student(config).state_dict()
         assert all(torch.equal(tensor, mine[name]) for name, tensor in student.state_dict().items())
+
+
+class TestCommand:
+    @pytest.fixture
+    def exit_code(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+        def call(*words: str | Path) -> int:
+            monkeypatch.setattr("sys.argv", ["had", "demo", *map(str, words)])
+            with pytest.raises(SystemExit) as stop:
+                main()
+            return int(stop.value.code or 0)
+
+        return call
+
+    def test_a_wrong_folder_exits_2(self, exit_code: Callable[..., int], tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").touch()
+        assert exit_code("--out", tmp_path) == 2
+
+    def test_learning_that_was_not_shown_exits_1(
+        self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = []
+
+        def fail(out: Path, options: DemoOptions) -> None:
+            asked.append((out, options.steps, options.seed, options.quiet, options.overrides))
+            raise RunFault("the demo did not show learning")
+
+        monkeypatch.setattr("had.demo.demo", fail)
+        assert exit_code("--out", "x", "--steps", "3", "--seed", "4", "--quiet", "data.window=60") == 1
+        assert asked == [(Path("x"), 3, 4, True, ["data.window=60"])]
+        assert "did not show learning" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -60,12 +60,8 @@ def awkward_case(kind: str, L: int = 100, K: int = 8, V: int = 16) -> Case:
     if kind == "full writes":
         return replace(case, beta=torch.full_like(case.beta, 0.9990234375))
     if kind == "identical keys":
-        return replace(
-            case,
-            k=case.k[:, :1].expand_as(case.k).clone(),
-            beta=torch.full_like(case.beta, 0.9990234375),
-            g=case.g * 0.125,
-        )
+        k, beta = case.k[:, :1].expand_as(case.k).clone(), torch.full_like(case.beta, 0.9990234375)
+        return replace(case, k=k, beta=beta, g=case.g * 0.125)
     if kind == "homopolymer":
         case = replace(case, g=torch.full_like(case.g, -0.0009765625), beta=torch.full_like(case.beta, 0.9990234375))
         repeated = [x[:, :1].expand_as(x).clone() for x in (case.q, case.k, case.v)]
@@ -88,7 +84,7 @@ AWKWARD = (
 
 def run(rule: Callable[..., tuple[Tensor, Tensor | None]], case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """Output, final state and the gradient of every input."""
-    leaves = [x.to(dtype).requires_grad_() for x in case.inputs()]
+    leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in case.inputs()]
     o, state = rule(
         *leaves[:5], initial_state=leaves[5], output_final_state=True, use_qk_l2norm_in_kernel=case.normalise
     )

@@ -106,6 +106,7 @@ def _trivial_kernels() -> SimpleNamespace:
 
 def test_compiled_kernels_are_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAD_CACHE", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     before = numba.config.CACHE_DIR
     kernels = _trivial_kernels()
     cpu._cache_kernels(kernels)

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
+    from had.models.ntv2_verification import TeacherReport, verify_teacher
     from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
     from had.models.student import HADConfig, HADModel, HADOutput, load, parameter_groups
+    from had.models.teacher_loading import load_teacher
+    from had.models.teachers import NTv2Teacher, Teacher, check_window, random_teacher
 
 __all__ = [
     "CrossAttentionDecoder",
@@ -16,13 +19,23 @@ __all__ = [
     "HADOutput",
     "NucleotideTransformer",
     "NucleotideTransformerConfig",
+    "NTv2Teacher",
+    "Teacher",
+    "TeacherReport",
+    "check_window",
     "load",
+    "load_teacher",
     "parameter_groups",
+    "random_teacher",
+    "verify_teacher",
 ]
 
 _HOMES = {
     "nucleotide_transformer": ("NucleotideTransformer", "NucleotideTransformerConfig"),
     "reconstruction": ("CrossAttentionDecoder", "HADForMaskedLM"),
+    "ntv2_verification": ("TeacherReport", "verify_teacher"),
+    "teacher_loading": ("load_teacher",),
+    "teachers": ("NTv2Teacher", "Teacher", "check_window", "random_teacher"),
     "student": ("HADConfig", "HADModel", "HADOutput", "load", "parameter_groups"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

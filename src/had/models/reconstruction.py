@@ -2,7 +2,8 @@
 
 As in CrossMAE (Fu et al., arXiv 2401.14391), which HAD follows: hidden positions are queries that attend to
 the visible features only, never to one another. The query is a mask embedding plus a sinusoidal position;
-that the keys carry the same position and the values do not, and all sizes, are this project's decisions.
+that the keys carry the same position and the values do not, the initialisation, and all sizes are this
+project's decisions.
 
 Shape suffixes: B batch, L length, Q queries, M keys, D width, H heads, K head width.
 """
@@ -70,8 +71,8 @@ class CrossAttentionDecoder(nn.Module):
         nn.init.normal_(self.mask_embedding, std=config.initializer_range)
         initialise(self, config.initializer_range, n_blocks=1)
         with torch.no_grad():
-            # Equal projections make the first scores a product of sinusoids, largest where query and key are close. From
-            # independent ones of 0.02 the attention is flat, and finding out where letters are takes a long plateau.
+            # Equal projections make the first scores a product of sinusoids, largest where query and key are
+            # close. From independent ones attention starts flat, and the loss stays on a plateau for long.
             nn.init.normal_(self.query_proj.weight, std=width**-0.5)
             self.key_proj.weight.copy_(self.query_proj.weight)
 

@@ -189,9 +189,7 @@ def totals(typingctx, array, index):
         rows = []
         for row in range(WIDTH):
             at = builder.add(start, ir.Constant(start.type, row * WIDTH))
-            pointer, alignment = _vector_pointer(
-                context, builder, lanes(array, types.intp), (args[0], at), vector
-            )
+            pointer, alignment = _vector_pointer(context, builder, lanes(array, types.intp), (args[0], at), vector)
             rows.append(builder.load(pointer, align=alignment))
         # Each level halves the vectors; the patterns are single unpack or permute instructions on x86.
         for low, high in (

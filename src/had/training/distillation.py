@@ -25,6 +25,7 @@ from had.files import atomic_write_bytes, atomic_write_text
 from had.models.reconstruction import CrossAttentionDecoder, hidden_and_visible_index
 from had.models.student import HADModel
 from had.models.teachers import Teacher
+from had.training.card import student_card
 from had.training.data import WindowData
 from had.training.held_out import Scores, alignment_sums, fit_markov, markov_sums
 
@@ -323,6 +324,7 @@ class DistillationObjective:
             weights = {k: v.detach().cpu().contiguous() for k, v in self.module.projection.state_dict().items()}
             atomic_write_bytes(folder / PROJECTION_FILE, save(weights))
         atomic_write_text(folder / FACTS_FILE, json.dumps(self.facts, indent=1) + "\n")
+        atomic_write_text(folder / "README.md", student_card(self.facts))
 
 
 def kmer_index_of(codes: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from had.errors import UserError
 from had.models.student import HADConfig, HADModel
 from had.models.teacher_loading import load_teacher
-from had.models.teachers import Teacher
+from had.models.teachers import Teacher, check_window
 from had.training.data import DataConfig, WindowData
+from had.training.devices import native_bf16
 from had.training.distillation import DistillationModule, DistillationObjective, ObjectiveConfig, fit_table
 from had.training.loop import TrainingConfig
 from had.training.runs import RunOptions, execute
@@ -72,12 +72,9 @@ def make_objective(config: PretrainConfig, data: WindowData, device: torch.devic
     teacher: Teacher | None = None
     table = None
     if config.objective.w_align:
-        teacher = load_teacher(config.teacher.name, config.teacher.options, device, config.seed)
-        if data.n_groups > teacher.max_groups:
-            raise UserError(
-                f"data.window {config.data.window} has {data.n_groups} 6-mers, but the teacher {teacher.name} takes at "
-                f"most {teacher.max_groups}; use a window of at most {6 * teacher.max_groups} bp"
-            )
+        options = teacher_options(config, device)
+        teacher = load_teacher(config.teacher.name, options, device, config.seed)
+        check_window(teacher, data.n_groups)
         table = fit_table(teacher, data, config.objective, device)
     torch.manual_seed(config.seed)
     module = DistillationModule(HADModel(config.model), teacher.width if teacher else None, config.objective)
@@ -85,10 +82,20 @@ def make_objective(config: PretrainConfig, data: WindowData, device: torch.devic
     return DistillationObjective(module, teacher, table, data, describe_training(config, teacher, data))
 
 
+def teacher_options(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
+    """The recipe's options; a Nucleotide Transformer computes in bfloat16 where the run does."""
+    own_class = ":" in config.teacher.name and not config.teacher.name.startswith("random:")
+    if own_class or "precision" in config.teacher.options:
+        return config.teacher.options
+    bf16 = config.training.precision != "float32" and native_bf16(device)
+    return {**config.teacher.options, "precision": "bf16" if bf16 else "float32"}
+
+
 def describe_training(config: PretrainConfig, teacher: Teacher | None, data: WindowData) -> dict[str, Any]:
     """Facts for the student's card, written beside its weights."""
     return {
-        "teacher": teacher.name if teacher else None,
+        "teacher": config.teacher.name if teacher else None,
+        "teacher_options": config.teacher.options,
         "teacher_licence": teacher.licence if teacher else None,
         "teacher_digest": teacher.digest() if teacher else None,
         "genome_digest": data.genome.digest,
