@@ -1,14 +1,10 @@
-"""Labelled sequences from CSV and TSV files (plain or gzip), and folders of train, dev and test files.
+"""Labelled sequences from CSV, TSV, FASTA (plain or gzip) and Parquet, and folders of train, dev and test files.
 
 Only the sequence and the label are kept. Other columns (strand, coordinates, class names) often give the
 label away.
 """
 
-import csv
-import gzip
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna import alphabet
+from had.dna.labelled_rows import iterate_records
+from had.dna.labelled_tasks import LabelledRow, plain_number, sorted_names
 from had.errors import UserError
 
-SEQUENCE_COLUMNS = ("sequence", "seq")
-LABEL_COLUMN = "label"
 SPLITS = ("train", "dev", "test")
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_MISSING = {"", "nan", "na", "n/a", "null"}
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
-_LONGEST_FIELD = 2**31 - 1
+_NAMES_OF = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("csv", "tsv", "fa", "fasta", "fna") for packed in ("", ".gz")) + (
+    ".parquet",
+)
+_MISSING = {"", "nan", "na", "n/a", "null", "none"}
 
 
 class DroppedRow(NamedTuple):
@@ -71,13 +68,6 @@ class LabelledSequences:
         return text
 
 
-class _Row(NamedTuple):
-    line: int
-    number: int
-    sequence: str
-    label: str
-
-
 def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = None) -> LabelledSequences:
     """Read a table of labelled sequences.
 
@@ -99,13 +89,13 @@ def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = Non
         If the file cannot be read, lacks a column, has no usable row, holds a sequence with a character that
         is no nucleotide letter, or a label that is not among ``classes``. The message has the line.
     """
-    rows, dropped = _read_rows(Path(path))
-    return _assemble(Path(path), rows, dropped, _sorted_classes(rows) if classes is None else tuple(classes))
+    rows, dropped = usable_rows(path)
+    return _assemble(
+        Path(path), rows, dropped, sorted_names({row.label for row in rows}) if classes is None else tuple(classes)
+    )
 
 
-def read_splits(
-    folder: str | PathLike[str], classes: Sequence[str] | None = None
-) -> dict[str, LabelledSequences]:
+def read_splits(folder: str | PathLike[str], classes: Sequence[str] | None = None) -> dict[str, LabelledSequences]:
     """Read ``train``, ``dev`` and ``test`` files of a folder (the layout of GUE), those that are there.
 
     Parameters
@@ -125,112 +115,91 @@ def read_splits(
     UserError
         If no such file is there, one split has two files, or a file is wrong (see :func:`read_labelled`).
     """
-    folder = Path(folder)
-    paths: dict[str, Path] = {}
-    for split in SPLITS:
-        found = [
-            folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()
-        ]
-        if len(found) > 1:
-            raise UserError(
-                f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}"
-            )
-        if found:
-            paths[split] = found[0]
-    if not paths:
-        raise UserError(
-            f"{folder} has no train, dev or test file ({', '.join(_SUFFIXES)}); name a folder that has"
-        )
-    read = {split: _read_rows(path) for split, path in paths.items()}
+    paths = find_splits(folder)
+    read = {split: usable_rows(path) for split, path in paths.items()}
     if classes is None:
-        classes = _sorted_classes([row for rows, _ in read.values() for row in rows])
+        classes = sorted_names({row.label for rows, _ in read.values() for row in rows})
     return {split: _assemble(paths[split], *read[split], tuple(classes)) for split in paths}
 
 
-def _read_rows(path: Path) -> tuple[list[_Row], list[DroppedRow]]:
-    rows: list[_Row] = []
+def usable_rows(
+    path: str | PathLike[str], label_columns: Sequence[str] = ()
+) -> tuple[list[LabelledRow], list[DroppedRow]]:
+    """Read the rows that have a sequence and a label, and list those that do not.
+
+    Parameters
+    ----------
+    path
+        CSV, TSV, FASTA or Parquet (see `had.dna.labelled_rows.iterate_records`).
+    label_columns
+        Columns of 0 and 1, one a label; a row of zeros is then a row without any of them, not one without label.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, lacks a column, has no usable row, or holds a sequence with a character that
+        is no nucleotide letter. The message has the line.
+    """
+    path = Path(path)
+    rows: list[LabelledRow] = []
     dropped: list[DroppedRow] = []
-    lines = _lines(path)
-    header = next(lines, "")
-    delimiter = "\t" if "\t" in header else ","
-    names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
-    sequence_column = next((names.index(name) for name in SEQUENCE_COLUMNS if name in names), None)
-    if sequence_column is None or LABEL_COLUMN not in names:
-        raise UserError(
-            f"{path}, line 1: the columns must include {' or '.join(SEQUENCE_COLUMNS)}, and {LABEL_COLUMN}; "
-            f"found {', '.join(names) or 'nothing'}"
-        )
-    label_column = names.index(LABEL_COLUMN)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    field_limit = csv.field_size_limit(_LONGEST_FIELD)
-    number = 0
-    try:
-        for fields in reader:
-            line = reader.line_num + 1
-            if not fields:
-                continue
-            number += 1
-            sequence = fields[sequence_column].strip() if sequence_column < len(fields) else ""
-            label = fields[label_column].strip() if label_column < len(fields) else ""
-            if not sequence:
-                dropped.append(DroppedRow(line, "an empty sequence"))
-            elif label.lower() in _MISSING:
-                dropped.append(DroppedRow(line, "a missing label"))
-            else:
-                _check_letters(path, line, sequence)
-                rows.append(_Row(line, number, sequence, _plain_number(label)))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num + 1}: not a readable row ({error}); mend the line"
-        ) from error
-    finally:
-        csv.field_size_limit(field_limit)
+    for record in iterate_records(path, label_columns):
+        if not record.sequence:
+            dropped.append(DroppedRow(record.line, "an empty sequence"))
+        elif record.label is None or (not label_columns and record.label.lower() in _MISSING):
+            dropped.append(DroppedRow(record.line, "a missing label"))
+        else:
+            _check_letters(path, record.line, record.sequence)
+            label = plain_number(record.label)
+            rows.append(
+                LabelledRow(record.line, record.number, record.sequence, label, record.id, record.locus, record.split)
+            )
     if not rows:
         raise UserError(f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at)")
     return rows, dropped
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file with their ends; what cannot be read is a UserError with the line before it."""
-    number = 0
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
-            for line in text:
-                number += 1
-                yield line
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        where = f"{path}, after line {number}" if number else str(path)
-        raise UserError(
-            f"{where}: cannot be read ({error}); give CSV or TSV in UTF-8, plain or gzip"
-        ) from error
+def find_splits(folder: str | PathLike[str]) -> dict[str, Path]:
+    """Find the train, dev and test files of a folder, those that are there, in this order.
+
+    Raises
+    ------
+    UserError
+        If there is none, or one split has two files.
+    """
+    folder = Path(folder)
+    paths: dict[str, Path] = {}
+    for split in SPLITS:
+        found = [
+            path for name in _NAMES_OF[split] for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()
+        ]
+        if len(found) > 1:
+            raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
+        if found:
+            paths[split] = found[0]
+    if not paths:
+        raise UserError(f"{folder} has no train, dev or test file ({', '.join(_SUFFIXES)}); name a folder that has")
+    return paths
 
 
 def _check_letters(path: Path, line: int, sequence: str) -> None:
-    codes = alphabet.encode_bytes(sequence.encode("latin-1", "replace"))
-    if codes.max() == alphabet.INVALID:
-        position = int(np.argmax(codes == alphabet.INVALID))
+    if (position := invalid_position(sequence)) is not None:
         raise UserError(
             f"{path}, line {line}: {sequence[position]!r} at position {position} of the sequence is no "
             "nucleotide letter; remove it or write N"
         )
 
 
-def _plain_number(label: str) -> str:
-    match = _WHOLE_NUMBER.fullmatch(label)
-    return str(int(match[1])) if match else label
-
-
-def _sorted_classes(rows: Sequence[_Row]) -> tuple[str, ...]:
-    names = {row.label for row in rows}
-    if all(_WHOLE_NUMBER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+def invalid_position(sequence: str) -> int | None:
+    """0-based position of the first character that is no nucleotide letter; None where all are."""
+    codes = alphabet.encode_bytes(sequence.encode("latin-1", "replace"))
+    if not codes.size or codes.max() != alphabet.INVALID:
+        return None
+    return int(np.argmax(codes == alphabet.INVALID))
 
 
 def _assemble(
-    path: Path, rows: Sequence[_Row], dropped: Sequence[DroppedRow], classes: tuple[str, ...]
+    path: Path, rows: Sequence[LabelledRow], dropped: Sequence[DroppedRow], classes: tuple[str, ...]
 ) -> LabelledSequences:
     index = {name: i for i, name in enumerate(classes)}
     for row in rows:

@@ -106,10 +106,10 @@ class BiGatedDeltaNet(nn.Module):
         rows = torch.bmm(both, weight_2DR).view(2, *x_BLD.shape[:2], self.rows)
         return rows, F.linear(x_BLD, weight[2 * self.rows :])
 
-    def _gates(self, rows_2BLR: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+    def _gates(self, ab_2BLR: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
         """Compute log decay and write strength (2, B, L, H) in float32 or better: both 0 at padding."""
-        dtype = torch.promote_types(rows_2BLR.dtype, torch.float32)
-        a, b = rows_2BLR[..., self.channels :].to(dtype).split(self.heads, dim=-1)
+        dtype = torch.promote_types(ab_2BLR.dtype, torch.float32)
+        a, b = ab_2BLR.to(dtype).split(self.heads, dim=-1)
         rate = self.A_log.to(dtype).exp()[:, None, None]
         log_decay = -rate * F.softplus(a + self.dt_bias.to(dtype)[:, None, None])
         beta = torch.sigmoid(b)
@@ -129,8 +129,9 @@ class BiGatedDeltaNet(nn.Module):
             # No linear has a bias: a zero here is a zero in the convolution.
             x = x.masked_fill(~padding.real[..., None], 0.0)
         rows, gate = self._project(x, padding)
-        q, k, v = convolution_silu(rows[..., : self.channels], self.conv_weight, self.sizes)
-        log_decay, beta = self._gates(rows, padding)
+        qkv, ab = rows.split((self.channels, 2 * self.heads), dim=-1)
+        q, k, v = convolution_silu(qkv, self.conv_weight, self.sizes)
+        log_decay, beta = self._gates(ab, padding)
         o, _ = gated_delta_rule(
             q.view(-1, x.shape[1], self.heads, self.key_width),
             k.view(-1, x.shape[1], self.heads, self.key_width),

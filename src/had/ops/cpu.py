@@ -102,6 +102,7 @@ def prepare(dtype: torch.dtype = torch.float32) -> float:
             flat = types.Array(real, 1, "C")
             shared = (types.intp, types.intp, types.UniTuple(types.intp, 4), types.Array(types.int64, 2, "C"))
             kernels = _kernels()
+            hits = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward))
             for kernel, arrays in ((kernels.forward, 10), (kernels.backward, 14)):
                 try:
                     kernel.compile((*shared, real, types.boolean, *[flat] * arrays))
@@ -109,8 +110,8 @@ def prepare(dtype: torch.dtype = torch.float32) -> float:
                     # The code is compiled by then; only writing it to the cache failed.
                     logger.warning("the compiled kernels could not be written to the cache: %s", error)
             _seconds[dtype] = time.perf_counter() - began
-            cached = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward))
-            how = "loaded the compiled CPU kernels" if cached else "compiled the CPU kernels (once; kept for next time)"
+            hits = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward)) - hits
+            how = "loaded the compiled CPU kernels" if hits else "compiled the CPU kernels"
             logger.info("%s in %.1f s", how, _seconds[dtype])
     return _seconds[dtype]
 
@@ -176,8 +177,8 @@ def _forward(
     """
     q, _, v, _, _ = inputs
     (B, L, H, K), V = q.shape, v.shape[-1]
-    kernels = _kernels()
     prepare(q.dtype)
+    kernels = _kernels()
     o, end = q.new_empty(B, L, H, V), q.new_empty(B, H, K, V)
     blocks = -(-L // kernels.BLOCK)
     errors = q.new_empty((B, L, H, V) if keep else (B, H, V))

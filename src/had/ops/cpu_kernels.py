@@ -25,8 +25,21 @@ from numba import njit
 
 from had.ops.arguments import EPSILON
 from had.ops.lanes import (
-    add, fma, fold, load, load16, load32, mul, prefetch, splat, splat16, splat32, store, total, totals,
-)  # fmt: skip
+    add,
+    fma,
+    fold,
+    load,
+    load16,
+    load32,
+    mul,
+    prefetch,
+    splat,
+    splat16,
+    splat32,
+    store,
+    total,
+    totals,
+)
 
 BLOCK = 32
 """Tokens between two kept states."""

@@ -1,0 +1,223 @@
+"""The student with a task on top: mean pooling over real letters, dropout, one linear layer.
+
+Shape suffixes: B batch, L length, D width, K outputs.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from had.dna.alphabet import COMPLEMENT, NUCLEOTIDE_OFFSET
+from had.errors import UserError
+from had.models.saving import CONFIG_FILE, WEIGHTS_FILE, find_folder, load_weights, read_config, write_folder
+from had.models.student import HADConfig, HADModel
+
+TASKS = ("binary", "multiclass", "multilabel", "regression")
+
+
+@dataclass
+class HADClassifierConfig:
+    """What stands above the student, and what its outputs mean."""
+
+    model_type: ClassVar[str] = "had-sequence-classification"
+
+    task: str = "binary"
+    """binary, multiclass, multilabel or regression."""
+    classes: list[str] = field(default_factory=lambda: ["0", "1"])
+    """Names of the outputs, in their order; for regression the one name of the value."""
+    dropout: float = 0.0
+    """Share of the pooled features that training hides."""
+    conjoin: bool = False
+    """Whether the logits are the mean over both strands."""
+    target_mean: float = 0.0
+    """Regression: added to the output, which is in units of ``target_scale``."""
+    target_scale: float = 1.0
+    """Regression: standard deviation of the training values."""
+    student: HADConfig = field(default_factory=HADConfig)
+    """Sizes of the student."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a ValueError."""
+        if self.task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}; got {self.task!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}")
+        least = {"binary": 2, "multiclass": 2}.get(self.task, 1)
+        if len(self.classes) < least or (self.task in ("binary", "regression") and len(self.classes) > least):
+            raise ValueError(f"{self.task} has {least} or more outputs; got {len(self.classes)}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields by name, as ``config.json`` holds them."""
+        return {**dataclasses.asdict(self), "student": self.student.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HADClassifierConfig":
+        """Make a config of a dictionary.
+
+        Raises
+        ------
+        had.errors.UserError
+            An unknown name, or a value that is not allowed.
+        """
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
+        try:
+            return cls(**{**values, "student": HADConfig.from_dict(values.get("student", {}))})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+
+
+@dataclass
+class ClassifierOutput:
+    """Result of a forward pass."""
+
+    logits: Tensor
+    """(B, K): log-odds up to a constant per row (binary, multiclass), log-odds (multilabel), or value (regression)."""
+
+
+def complement_ids(vocab_size: int) -> Tensor:
+    """Student token id (vocab_size,) int64 of the complement of each token; special tokens are their own."""
+    table = torch.arange(vocab_size)
+    codes = torch.from_numpy(COMPLEMENT.astype("int64"))
+    table[NUCLEOTIDE_OFFSET : NUCLEOTIDE_OFFSET + len(codes)] = codes + NUCLEOTIDE_OFFSET
+    return table
+
+
+def reverse_complement_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Reverse complement of token ids (B, L), each row within its letters: padding stays where it is.
+
+    Parameters
+    ----------
+    input_ids
+        Student token ids, padded on either side.
+    attention_mask
+        (B, L), 0 at padding; None: nothing is padded.
+    """
+    table = complement_ids(max(12, int(input_ids.max()) + 1)).to(input_ids.device)
+    if attention_mask is None:
+        return table[input_ids.flip(1)]
+    real = attention_mask != 0
+    length = real.sum(1, keepdim=True)
+    start = real.int().argmax(1, keepdim=True)
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    mirrored = torch.where(real, 2 * start + length - 1 - position, position)
+    return torch.where(real, table[input_ids.gather(1, mirrored)], input_ids)
+
+
+class HADForSequenceClassification(nn.Module):
+    """A student with one linear layer on its mean-pooled features.
+
+    Parameters
+    ----------
+    config
+        Task, classes and the student's sizes.
+    student
+        A trained student of these sizes, taken over as it is; None: a fresh one.
+    """
+
+    def __init__(self, config: HADClassifierConfig | None = None, student: HADModel | None = None) -> None:
+        super().__init__()
+        config = config or HADClassifierConfig()
+        self.config = config
+        self.student = HADModel(config.student) if student is None else student
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.student.hidden_size, len(config.classes))
+        nn.init.normal_(self.head.weight, std=config.student.initializer_range)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none."""
+        features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
+        if attention_mask is None:
+            return features_BLD.mean(1)
+        # Features are 0 at padding, so the sum is over the letters alone.
+        return features_BLD.sum(1) / (attention_mask != 0).sum(1, keepdim=True).clamp_min(1).to(features_BLD.device)
+
+    def classify(self, pooled_BD: Tensor) -> Tensor:
+        """Logits (B, K) of pooled features (B, D); for regression in the units of the data."""
+        logits_BK = self.head(self.dropout(pooled_BD))
+        if self.config.task == "regression":
+            return logits_BK * self.config.target_scale + self.config.target_mean
+        return logits_BK
+
+    def forward(
+        self,
+        input_ids: Tensor | NDArray[Any],
+        attention_mask: Tensor | NDArray[Any] | None = None,
+        conjoin: bool | None = None,
+    ) -> ClassifierOutput:
+        """Compute the logits of each sequence.
+
+        Parameters
+        ----------
+        input_ids
+            (B, L) student token ids, as `had.dna.NucleotideTokenizer` gives them.
+        attention_mask
+            (B, L), 0 at padding, which may stand on either side and does not change the logits.
+        conjoin
+            Average the logits over both strands; None: as ``config.conjoin`` says.
+
+        Raises
+        ------
+        ValueError
+            As `had.HADModel.forward`.
+        """
+        ids = torch.as_tensor(input_ids).to(self.device, torch.int64)
+        mask = None if attention_mask is None else torch.as_tensor(attention_mask)
+        logits_BK = self.classify(self.pool(ids, mask))
+        if self.config.conjoin if conjoin is None else conjoin:
+            turned = reverse_complement_ids(ids, None if mask is None else mask.to(self.device))
+            logits_BK = (logits_BK + self.classify(self.pool(turned, mask))) / 2
+        return ClassifierOutput(logits_BK)
+
+    def probabilities(self, logits_BK: Tensor) -> Tensor:
+        """Probability (B, K) of each class; each label's own for multilabel; the values themselves for regression."""
+        if self.config.task == "regression":
+            return logits_BK
+        return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` (task, classes, sizes) and ``model.safetensors``.
+
+        Raises
+        ------
+        had.errors.UserError
+            ``folder`` is a file.
+        had.errors.RunFault
+            The disk refused.
+        """
+        write_folder(folder, self.config.model_type, self.config.to_dict(), {WEIGHTS_FILE: self})
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], revision: str | None = None
+    ) -> "HADForSequenceClassification":
+        """Load a fine-tuned model from its folder, its run folder, or a Hub repository: on the CPU, for evaluation.
+
+        Raises
+        ------
+        had.errors.UserError
+            Nothing of that name is found, or it is no fine-tuned model.
+        """
+        folder = find_folder(name, revision)
+        inner = folder / "model"
+        if not (folder / CONFIG_FILE).is_file() and (Path(inner) / CONFIG_FILE).is_file():
+            folder = inner
+        config = HADClassifierConfig.from_dict(read_config(folder, HADClassifierConfig.model_type))
+        model = cls(config)
+        load_weights(model, folder / WEIGHTS_FILE)
+        return model.eval()

@@ -1,0 +1,106 @@
+"""The fine-tuned model: pooling, padding, strands, saving."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from had.dna.alphabet import decode, reverse_complement
+from had.dna.tokenizers import NucleotideTokenizer
+from had.errors import UserError
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification, reverse_complement_ids
+from had.models.student import HADConfig
+
+SMALL = HADConfig(
+    hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8
+)
+
+
+def sequence(length: int, seed: int) -> str:
+    return decode(np.random.default_rng(seed).integers(0, 4, length).astype(np.uint8))
+
+
+def other_strand(text: str) -> str:
+    return decode(reverse_complement(np.array(["ACGTN".index(c) for c in text], dtype=np.uint8)))
+
+
+@pytest.fixture
+def model() -> HADForSequenceClassification:
+    torch.manual_seed(0)
+    made = HADForSequenceClassification(HADClassifierConfig("multiclass", ["a", "b", "c"], student=SMALL))
+    torch.nn.init.normal_(made.head.weight)
+    for parameter in made.student.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return made.eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("conjoin", [False, True])
+def test_padding_on_either_side_changes_no_logit(model, side, conjoin) -> None:
+    texts = [sequence(length, length) for length in (1, 2, 5, 17, 64, 131)]
+    batch = NucleotideTokenizer()(texts, padding_side=side)
+    with torch.no_grad():
+        together = model(batch["input_ids"], batch["attention_mask"], conjoin=conjoin).logits
+        for row, text in enumerate(texts):
+            alone = model(NucleotideTokenizer()([text])["input_ids"], conjoin=conjoin).logits[0]
+            torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_pooling_is_the_mean_over_real_letters(model) -> None:
+    texts = [sequence(9, 1), sequence(30, 2)]
+    batch = NucleotideTokenizer()(texts)
+    pooled = model.pool(torch.as_tensor(batch["input_ids"]), torch.as_tensor(batch["attention_mask"]))
+    np.testing.assert_allclose(pooled.detach().numpy(), model.student.embed(texts), rtol=1e-4, atol=1e-6)
+
+
+def test_conjoined_logits_are_the_mean_of_both_strands_and_equal_on_both(model) -> None:
+    text = sequence(41, 3)
+    with torch.no_grad():
+        forward, back = (model(NucleotideTokenizer()([t])["input_ids"]).logits for t in (text, other_strand(text)))
+        conjoined = [
+            model(NucleotideTokenizer()([t])["input_ids"], conjoin=True).logits for t in (text, other_strand(text))
+        ]
+    torch.testing.assert_close(conjoined[0], (forward + back) / 2)
+    torch.testing.assert_close(conjoined[0], conjoined[1])
+    assert not torch.allclose(forward, back)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_only_the_letters_are_turned(side) -> None:
+    texts = ["ACGGN", "TTA", "C"]
+    batch = NucleotideTokenizer()(texts, padding_side=side, return_tensors="pt")
+    expected = NucleotideTokenizer()([other_strand(t) for t in texts], padding_side=side, return_tensors="pt")
+    turned = reverse_complement_ids(batch["input_ids"], batch["attention_mask"])
+    assert torch.equal(turned, expected["input_ids"])
+
+
+def test_regression_gives_values_in_the_units_of_the_data() -> None:
+    config = HADClassifierConfig("regression", ["value"], target_mean=100.0, target_scale=10.0, student=SMALL)
+    model = HADForSequenceClassification(config).eval()
+    torch.nn.init.zeros_(model.head.weight)
+    model.head.bias.data.fill_(0.5)
+    assert model(NucleotideTokenizer()(["ACGT"])["input_ids"]).logits.item() == pytest.approx(105.0)
+
+
+def test_a_saved_model_comes_back_with_its_classes_and_numbers(model, tmp_path: Path) -> None:
+    model.config.conjoin = True
+    model.save_pretrained(tmp_path / "run/model")
+    ids = NucleotideTokenizer()([sequence(20, 4)])["input_ids"]
+    for name in (tmp_path / "run/model", tmp_path / "run"):
+        again = HADForSequenceClassification.from_pretrained(name)
+        assert again.config == model.config
+        assert not again.training
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=0)
+
+
+def test_other_folders_and_impossible_configs_are_refused(tmp_path: Path) -> None:
+    from had.models.student import HADModel
+
+    HADModel(SMALL).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match="describes a model of type 'had'"):
+        HADForSequenceClassification.from_pretrained(tmp_path / "student")
+    with pytest.raises(ValueError, match="one name"):
+        HADClassifierConfig("multiclass", ["a", "a"])
+    with pytest.raises(ValueError, match="outputs"):
+        HADClassifierConfig("binary", ["a", "b", "c"])
