@@ -117,9 +117,7 @@ def test_two_sided_distribution_equals_enumerating_all_6_mers(
         np.testing.assert_allclose(p, slow.two_sided(left, right), rtol=1e-9)
 
 
-def test_before_the_first_group_the_context_is_averaged_out(
-    predictors: HiddenGroupBaselines, slow: SlowChain
-) -> None:
+def test_before_the_first_group_the_context_is_averaged_out(predictors: HiddenGroupBaselines, slow: SlowChain) -> None:
     words = ["ACGTAC", "AAAAAA", "GATTAC", "CATCAT"]
     for right in ("CATCA", None):
         p = predictors.group_distribution(None, index(right))
@@ -159,9 +157,7 @@ def test_scores_of_hidden_groups_equal_the_slow_chain_inside_and_at_both_edges(
         assert result["two_sided"].correct[h] == (two_sided.argmax() == w)
         for i, base in enumerate(true):
             marginal = np.array([two_sided[letters[:, i] == b].sum() for b in "ACGT"])
-            assert bases["two_sided"].nll[h, i] == pytest.approx(
-                -np.log(marginal["ACGT".index(base)]), rel=1e-5
-            )
+            assert bases["two_sided"].nll[h, i] == pytest.approx(-np.log(marginal["ACGT".index(base)]), rel=1e-5)
             assert bases["two_sided"].correct[h, i] == ("ACGT"[marginal.argmax()] == base)
             expected = base_counts["ACGT".index(base)] / base_counts.sum()
             assert bases["frequency"].nll[h, i] == pytest.approx(-np.log(expected), rel=1e-3)
@@ -226,15 +222,11 @@ def test_table_means_equal_a_loop_and_unseen_6_mers_get_the_mean_vector() -> Non
     np.testing.assert_allclose(MeanVector.of(table).mean, everything, rtol=1e-5)
     for kmer in range(41):
         mine = features[visible & (kmers == kmer)]
-        np.testing.assert_allclose(
-            table.means[kmer], mine.mean(axis=0) if len(mine) else everything, rtol=1e-5
-        )
+        np.testing.assert_allclose(table.means[kmer], mine.mean(axis=0) if len(mine) else everything, rtol=1e-5)
     new_features, new_kmers = teacher_windows(seed=7)
     error = table.squared_error(new_features, new_kmers)
     assert tuple(error.shape) == new_kmers.shape
-    np.testing.assert_allclose(
-        error, ((new_features - table.means.numpy()[new_kmers]) ** 2).mean(axis=2), rtol=1e-4
-    )
+    np.testing.assert_allclose(error, ((new_features - table.means.numpy()[new_kmers]) ** 2).mean(axis=2), rtol=1e-4)
     np.testing.assert_allclose(
         mean.squared_error(new_features, new_kmers),
         ((new_features - everything) ** 2).mean(axis=2),
@@ -261,10 +253,7 @@ def test_table_fits_its_training_windows_better_than_the_mean_vector() -> None:
     features, kmers = teacher_windows(n=300)
     table = KmerTable(3)
     table.update(features, kmers)
-    assert (
-        table.squared_error(features, kmers).mean()
-        < MeanVector.of(table).squared_error(features).mean() / 1.5
-    )
+    assert table.squared_error(features, kmers).mean() < MeanVector.of(table).squared_error(features).mean() / 1.5
 
 
 def test_alignment_baselines_survive_saving(tmp_path: Path) -> None:

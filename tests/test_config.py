@@ -165,9 +165,7 @@ def test_a_wrong_override_is_named(override: str) -> None:
     assert repr(override) in str(caught.value)
 
 
-texts = st.text(max_size=12) | st.sampled_from(
-    ["1e-3", "no", "null", "~", "", "0x1", "1_0", "1:30", "=", "<<"]
-)
+texts = st.text(max_size=12) | st.sampled_from(["1e-3", "no", "null", "~", "", "0x1", "1_0", "1:30", "=", "<<"])
 
 
 @settings(max_examples=50, deadline=None)
@@ -272,9 +270,7 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones(packaged: Path) -> No
         (b"a: !!python/object/apply:os.getcwd []\n", "line 1"),
     ],
 )
-def test_a_broken_recipe_is_an_error_with_file_and_line(
-    tmp_path: Path, content: bytes, expected: str
-) -> None:
+def test_a_broken_recipe_is_an_error_with_file_and_line(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=expected) as caught:

@@ -29,9 +29,7 @@ def test_mcc_of_three_classes_follows_gorodkin() -> None:
     assert metrics.mcc(true, pred) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("true", "pred"), [([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [0, 1, 0]), ([0, 1, 0], [1, 1, 1])]
-)
+@pytest.mark.parametrize(("true", "pred"), [([1, 1, 1], [1, 1, 1]), ([0, 0, 0], [0, 1, 0]), ([0, 1, 0], [1, 1, 1])])
 @pytest.mark.filterwarnings("error")
 def test_mcc_is_zero_where_one_class_is_all_there_is(true: list[int], pred: list[int]) -> None:
     assert metrics.mcc(true, pred) == 0.0

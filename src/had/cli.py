@@ -246,7 +246,9 @@ def demo(
 def probe(
     models: Annotated[
         list[str],
-        typer.Argument(help="NAME=SPEC: a student's folder, untrained:SEED, teacher:NAME or kmers; the first is compared with."),
+        typer.Argument(
+            help="NAME=SPEC: a student's folder, untrained:SEED, teacher:NAME or kmers. The first is the reference."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Folder with a folder per task: {train,dev,test}.csv(.gz).")],
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated folders below --data.")],

@@ -62,18 +62,14 @@ def test_the_largest_number_of_rows_is_kept_and_recorded() -> None:
 
 
 def test_the_layer_is_chosen_by_development_rows_even_where_test_rows_disagree() -> None:
-    (train_x, train_y), (dev_x, dev_y), (test_x, test_y) = (
-        planted(n, s) for s, n in enumerate((500, 300, 300))
-    )
+    (train_x, train_y), (dev_x, dev_y), (test_x, test_y) = (planted(n, s) for s, n in enumerate((500, 300, 300)))
     rng = np.random.default_rng(0)
     good_on_dev = train_x, dev_x, rng.permutation(test_x)
     half_mixed = np.concatenate([dev_x[:150], rng.permutation(dev_x[150:])])
     good_on_test = train_x, half_mixed, test_x
     noise = tuple(rng.normal(size=x.shape).astype(np.float32) for x in (train_x, dev_x, test_x))
     layers = list(zip(noise, good_on_dev, good_on_test, strict=True))
-    result = probe_layers(
-        layers[0], train_y, layers[1], dev_y, layers[2], test_y, names=["noise", "dev", "test"]
-    )
+    result = probe_layers(layers[0], train_y, layers[1], dev_y, layers[2], test_y, names=["noise", "dev", "test"])
     assert result.best.layer == "dev"
     assert [probe.layer for probe in result.layers] == ["noise", "dev", "test"]
     assert result.layers[2].test > result.best.test + 0.3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import had
 from had.errors import UserError
-from had.models import HADConfig, HADModel, parameter_groups
+from had.models import HADConfig, HADModel
 from had.models.layers import BiGatedDeltaNet, GatedMLP, RMSNorm, SelfAttention
 
 
@@ -142,28 +142,6 @@ def test_initial_weights_are_the_documented_ones():
     assert rates.unique().numel() == 16
     assert (steps > 0.99e-3).all()
     assert (steps < 0.101).all()
-
-
-def test_no_weight_decay_on_gates_norms_and_embeddings():
-    model = HADModel()
-    decayed, spared = parameter_groups(model, weight_decay=0.1)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    name_of = {id(p): name for name, p in model.named_parameters()}
-    assert len(decayed["params"]) + len(spared["params"]) == len(name_of)
-    kinds = {name_of[id(p)].split(".", 2)[-1] for p in spared["params"]}
-    assert kinds == {
-        "weight", "mixer_norm.weight", "mlp_norm.weight", "mixer.A_log", "mixer.dt_bias", "mixer.norm_weight"
-    }  # fmt: skip
-    assert {name_of[id(p)] for p in spared["params"]} >= {"embedding.weight", "norm.weight"}
-
-
-def test_parameter_groups_list_shared_and_leave_frozen_parameters():
-    model = HADModel(small_config())
-    model.embedding.weight.requires_grad_(False)
-    groups = parameter_groups(model, model.norm, torch.nn.Linear(2, 2), weight_decay=0.1)
-    listed = [p for group in groups for p in group["params"]]
-    assert len(listed) == len({id(p) for p in listed}) == len(list(model.parameters())) - 1 + 2
-    assert all(p.requires_grad for p in listed)
 
 
 def slow_direction(x_LD: Tensor, rows: Tensor, conv_CW: Tensor, A_log: Tensor, dt_bias: Tensor, sizes) -> Tensor:

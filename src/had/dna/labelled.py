@@ -20,10 +20,9 @@ from had.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 _NAMES_OF = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
-_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("csv", "tsv", "fa", "fasta", "fna") for packed in ("", ".gz")) + (
-    ".parquet",
-)
-_MISSING = {"", "nan", "na", "n/a", "null", "none"}
+_TEXT_SUFFIXES = ("csv", "tsv", "fa", "fasta", "fna")
+_SUFFIXES = (*(f".{kind}{packed}" for kind in _TEXT_SUFFIXES for packed in ("", ".gz")), ".parquet")
+_MISSING = {"", "nan", "na", "n/a", "null"}
 
 
 class DroppedRow(NamedTuple):
@@ -69,17 +68,17 @@ class LabelledSequences:
 
 
 def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = None) -> LabelledSequences:
-    """Read a table of labelled sequences.
+    """Read labelled sequences, one class each.
 
-    The first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator is a
-    tab where the first line has one, else a comma. Rows without a sequence or without a label (empty, NaN,
-    NA, null) are dropped and listed. Labels are compared as text, whole numbers in the form ``1`` (so that 1
-    and 1.0 are one class).
+    In a table the first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator
+    is a tab where the first line has one, else a comma. FASTA headers end in ``|label`` or hold ``label=…``.
+    Rows without a sequence or without a label (empty, NaN, NA, null) are dropped and listed. Labels are compared
+    as text, whole numbers in the form ``1`` (so that 1 and 1.0 are one class).
 
     Parameters
     ----------
     path
-        CSV or TSV file, UTF-8, plain or gzip (recognised by its first bytes).
+        CSV, TSV or FASTA, UTF-8, plain or gzip, or Parquet (recognised by their first bytes).
     classes
         Class names in order, as stored with a model; None: the sorted labels of this file.
 
@@ -101,7 +100,7 @@ def read_splits(folder: str | PathLike[str], classes: Sequence[str] | None = Non
     Parameters
     ----------
     folder
-        Folder with ``{train,dev,test}.csv`` or ``.tsv``, plain or ``.gz``.
+        Folder with ``{train,dev,test}.csv`` (``.tsv``, ``.fa``, ``.parquet``; plain or ``.gz``).
     classes
         Class names in order; None: the sorted labels of all the files together, so that every split has one
         mapping.

@@ -8,7 +8,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ class _Columns:
             field(self.split).lower() or None,
         )
 
-    def _several(self, field, line: int) -> str:  # type: ignore[no-untyped-def]
+    def _several(self, field: Callable[[int | None], str], line: int) -> str:
         present = []
         for name, place in zip(self.label_names, self.labels, strict=True):
             value = field(place).lower()
@@ -199,7 +199,8 @@ def _table_records(
 
 
 def _fasta_records(header: str, lines: Iterator[str], line: int, need_label: bool) -> Iterator[Record]:
-    number, at, parts = 1, line, []  # type: int, int, list[str]
+    number, at = 1, line
+    parts: list[str] = []
     for text in lines:
         line += 1
         if text.startswith(">"):

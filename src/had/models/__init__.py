@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
     from had.models.ntv2_verification import TeacherReport, verify_teacher
+    from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
     from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
-    from had.models.student import HADConfig, HADModel, HADOutput, load, parameter_groups
+    from had.models.student import HADConfig, HADModel, HADOutput, load
     from had.models.teacher_loading import load_teacher
     from had.models.teachers import NTv2Teacher, Teacher, check_window, random_teacher
 
@@ -17,15 +17,14 @@ __all__ = [
     "HADForMaskedLM",
     "HADModel",
     "HADOutput",
+    "NTv2Teacher",
     "NucleotideTransformer",
     "NucleotideTransformerConfig",
-    "NTv2Teacher",
     "Teacher",
     "TeacherReport",
     "check_window",
     "load",
     "load_teacher",
-    "parameter_groups",
     "random_teacher",
     "verify_teacher",
 ]
@@ -36,7 +35,7 @@ _HOMES = {
     "ntv2_verification": ("TeacherReport", "verify_teacher"),
     "teacher_loading": ("load_teacher",),
     "teachers": ("NTv2Teacher", "Teacher", "check_window", "random_teacher"),
-    "student": ("HADConfig", "HADModel", "HADOutput", "load", "parameter_groups"),
+    "student": ("HADConfig", "HADModel", "HADOutput", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

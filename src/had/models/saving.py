@@ -27,8 +27,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 
 
 def bundled_models() -> list[str]:
-    """Names of the models that came with the package."""
-    return sorted(path.parent.name for path in BUNDLED_FOLDER.glob(f"*/{CONFIG_FILE}"))
+    """Names of the students that came with the package (its teacher is no student)."""
+    configs = BUNDLED_FOLDER.glob(f"*/{CONFIG_FILE}")
+    return sorted(path.parent.name for path in configs if _model_type(path) == "had")
+
+
+def _model_type(config: Path) -> object:
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type")
 
 
 def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Path:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -286,41 +286,6 @@ def initialise(module: nn.Module, spread: float, n_blocks: int) -> None:
         if isinstance(part, nn.Linear | nn.Embedding):
             is_output = name.rpartition(".")[2] == "out_proj"
             nn.init.normal_(part.weight, std=spread / math.sqrt(2 * n_blocks) if is_output else spread)
-
-
-_NO_DECAY = {"A_log", "dt_bias", "norm_weight", "mask_embedding"}
-
-
-def _without_decay(module: nn.Module) -> Iterator[nn.Parameter]:
-    for part in module.modules():
-        whole = isinstance(part, nn.Embedding | nn.LayerNorm | RMSNorm)
-        for name, parameter in part.named_parameters(recurse=False):
-            if whole or name in _NO_DECAY or name.endswith("bias"):
-                yield parameter
-
-
-def parameter_groups(*modules: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters for an optimizer: no weight decay on gates, norms, embeddings and biases.
-
-    Parameters
-    ----------
-    *modules
-        The student and whatever is trained with it; a parameter that several share is listed once.
-    weight_decay
-        Of the other parameters (matrices and convolutions).
-
-    Returns
-    -------
-    list of dict
-        Two groups of parameters that require a gradient, decayed ones first, in the order of
-        ``parameters()``.
-    """
-    spared = {id(parameter) for module in modules for parameter in _without_decay(module)}
-    parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-    return [
-        {"params": [p for key, p in parameters.items() if key not in spared], "weight_decay": weight_decay},
-        {"params": [p for key, p in parameters.items() if key in spared], "weight_decay": 0.0},
-    ]
 
 
 def load(name: str | os.PathLike[str] | None = None) -> HADModel:

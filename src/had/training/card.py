@@ -33,7 +33,8 @@ def student_card(facts: Mapping[str, Any]) -> str:
         f"- Genome: sha256 `{facts['genome_digest']}` (names, lengths and letters).",
     ]
     if facts.get("teacher"):
-        lines.append(f"- Teacher: {facts['teacher']} (`{facts['teacher_digest']}`), licence: {licence or 'none stated'}.")
+        stated = licence or "none stated"
+        lines.append(f"- Teacher: {facts['teacher']} (`{facts['teacher_digest']}`), licence: {stated}.")
     else:
         lines.append("- No teacher: reconstruction alone.")
     if restricted:

@@ -136,9 +136,10 @@ def _open_run(config: Any, out: Path, options: RunOptions, data: WindowData, acc
 def _plan(config: Any, accelerator: Any, out: Path) -> str:
     training = config.training
     bp = training.steps * training.global_batch * config.data.window
+    processes, threads = accelerator.num_processes, torch.get_num_threads()
+    precision = "bfloat16 autocast" if accelerator.mixed_precision == "bf16" else "float32"
     return (
         f"{training.steps:,} steps of {training.global_batch:,} windows of {config.data.window:,} bp: "
-        f"{bp / 1e6:,.1f} Mbp, on {accelerator.num_processes} process(es) of {torch.get_num_threads()} thread(s), "
-        f"device {accelerator.device.type}, {'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}; "
-        f"into {out}."
+        f"{bp / 1e6:,.1f} Mbp, on {processes} process(es) of {threads} thread(s), device {accelerator.device.type}, "
+        f"{precision}; into {out}."
     )

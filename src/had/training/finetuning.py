@@ -1,0 +1,317 @@
+"""`had finetune`: labelled sequences to a model that predicts, its scores and their pictures.
+
+The test rows, where there are any, meet one model: the one that validation chose.
+"""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from had.config import to_dict
+from had.console import progress, say
+from had.dna.labelled_tasks import UNSEEN
+from had.errors import RunFault, UserError
+from had.files import atomic_write_text, sha256_of_file
+from had.metrics import confusion_matrix
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
+from had.models.student import HADConfig, HADModel
+from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
+from had.training.finetuning_data import FinetuningData, Part, load_data
+from had.training.finetuning_loop import Fit, FitConfig, FitResult
+from had.training.finetuning_plots import draw_pictures
+from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
+from had.training.run_folder import RunFolder
+from had.training.runs import RunOptions
+
+SCRATCH = "scratch"
+
+
+@dataclass
+class FinetuneConfig:
+    """What is fine-tuned on what."""
+
+    data: str
+    """A CSV, TSV, FASTA or Parquet file of labelled sequences, or a folder with train, dev and test files."""
+    model: str = DEFAULT_MODEL
+    """A pre-trained student: bundled name, folder, Hub name; or scratch: the same network with fresh weights."""
+    freeze: bool = False
+    """Train the head alone, on the student's features as they are (linear probe)."""
+    task: str = "auto"
+    """auto, binary, multiclass, multilabel or regression."""
+    labels: list[str] = field(default_factory=list)
+    """Columns of 0 and 1, one a label, instead of the column label: multilabel."""
+    split: str = "auto"
+    """Where the user gave no validation rows: auto (by locus where there are coordinates), locus or random."""
+    valid_fraction: float = 0.1
+    """Share of the training rows held out for validation where the user gave none."""
+    test_fraction: float = 0.0
+    """Share of the training rows held out as a test where the user gave none."""
+    max_length: int = 10_000
+    """Longer sequences are cut to their middle, in bp."""
+    seed: int = 0
+    """Seed of the split, fresh weights, batches, augmentation and dropout."""
+    student: HADConfig = field(default_factory=HADConfig)
+    """Sizes of the student, with model: scratch."""
+    training: FitConfig = field(default_factory=FitConfig)
+    """How it is trained."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a UserError."""
+        for name, least in (("valid_fraction", False), ("test_fraction", True)):
+            value = getattr(self, name)
+            if not 0 <= value < 1 or (value == 0 and not least):
+                raise UserError(f"{name} is a share between 0 and 1; got {value}")
+        if self.max_length < 1:
+            raise UserError(f"max_length must be at least 1; got {self.max_length}")
+
+
+def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = None) -> dict[str, Any]:
+    """Fine-tune a student on labelled sequences.
+
+    Parameters
+    ----------
+    config
+        Data, model and recipe.
+    out
+        Run folder: ``model/`` (loads with `HADForSequenceClassification.from_pretrained`), ``metrics.json``,
+        ``metrics.jsonl``, ``config.yaml``, ``run.json``, ``checkpoints/`` and pictures.
+    options
+        Device, threads, resume (``stop_after`` counts epochs), dry run.
+
+    Returns
+    -------
+    dict
+        The content of ``metrics.json``; empty for a dry run, and where ``stop_after`` ended the run before its end.
+
+    Raises
+    ------
+    UserError
+        If data, model or options are wrong; nothing was written then.
+    RunFault
+        If the loss is not finite or the disk is full.
+    """
+    options = options or RunOptions()
+    keep_freed_memory()
+    set_threads(options.threads)
+    device = choose_device(options.device)
+    data = load_data(
+        Path(config.data),
+        task=config.task,
+        label_columns=config.labels,
+        split=config.split,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        max_length=config.max_length,
+    )
+    # Loaded before the folder is made: a wrong name must leave nothing behind.
+    model, digest = build_model(config, data, device)
+    for line in _describe(config, data, model):
+        say(line)
+    if options.dry_run:
+        say(f"would write {out}/model, metrics.json and pictures; nothing was written")
+        return {}
+    run = RunFolder.open(
+        out,
+        to_dict(config),
+        sys.argv,
+        {**data.digests, **digest},
+        resume=options.resume,
+        seed=config.seed,
+        threads=torch.get_num_threads(),
+        # Checked by their content instead: files may move.
+        may_differ={"data", "model"},
+    )
+    try:
+        for note in run.notes:
+            say(note)
+        return _run(config, data, model, run, options)
+    except OSError as error:
+        raise RunFault(f"{error.filename or out}: {error.strerror or error}. {run.saved_sentence()}") from error
+    finally:
+        run.close()
+
+
+def build_model(
+    config: FinetuneConfig, data: FinetuningData, device: torch.device
+) -> tuple[HADForSequenceClassification, dict[str, str]]:
+    """A student with a fresh head for the data's task, on ``device``, and the checksum of its weights."""
+    torch.manual_seed(config.seed)
+    digest = {}
+    if config.model == SCRATCH:
+        student = HADModel(config.student)
+    else:
+        folder = find_folder(config.model)
+        student = HADModel.from_pretrained(folder)
+        digest = {"model": sha256_of_file(folder / WEIGHTS_FILE)}
+    mean, scale = 0.0, 1.0
+    if data.task.kind == "regression":
+        mean, scale = float(data.train.targets.mean()), float(data.train.targets.std())
+        if scale == 0:
+            raise UserError(f"{config.data}: all training values are {mean}; there is nothing to learn")
+    heads = HADClassifierConfig(
+        data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config
+    )
+    # The head's weights follow from the seed alone, not from how many numbers the student's took.
+    torch.manual_seed(config.seed + 1)
+    return HADForSequenceClassification(heads, student).to(device), digest
+
+
+def fit_model(
+    config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification
+) -> tuple[FitResult, dict[str, Any]]:
+    """Fine-tune without a run folder, as a benchmark does: the result, and the scores of its one test (or {})."""
+    result = _fit(config, data, model).run()
+    return result, scores_of_test(result.model, data, config.freeze)
+
+
+def scores_of_test(model: HADForSequenceClassification, data: FinetuningData, freeze: bool = False) -> dict[str, Any]:
+    """Metrics of the test rows, of all of them and of those that do not stand in train; {} without test rows."""
+    if data.test is None:
+        return {}
+    if freeze and data.test.features is None:
+        data.test.features = pooled_features(model, data.test)
+    logits = predict_logits(model, data.test, model.config.conjoin)
+    scores: dict[str, Any] = {"test": score_logits(model, data.test.targets, logits)}
+    new = ~data.test_in_train
+    if data.test_in_train.any() and new.any():
+        scores["test_not_in_train"] = score_logits(model, data.test.targets[new], logits[new])
+    return scores
+
+
+def _fit(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> Fit:
+    wanted = config.training.precision
+    bf16 = wanted == "bf16" or (wanted == "auto" and native_bf16(model.device))
+    return Fit(model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16)
+
+
+def _run(
+    config: FinetuneConfig,
+    data: FinetuningData,
+    model: HADForSequenceClassification,
+    run: RunFolder,
+    options: RunOptions,
+) -> dict[str, Any]:
+    start = time.monotonic()
+    fit = _fit(config, data, model)
+    total = len(data.train) * config.training.epochs
+    with progress(total, "fine-tuning", "rows", quiet=options.quiet) as advance:
+        result = fit.run(
+            log=run.append_metrics,
+            advance=advance,
+            checkpoints=run.checkpoints,
+            resume_from=run.resume_from,
+            stop_after=options.stop_after,
+        )
+    if not result.finished:
+        say(f"stopped after epoch {result.epochs_run}. {run.saved_sentence()}")
+        return {}
+    seconds = time.monotonic() - start
+    scores = scores_of_test(result.model, data, config.freeze)
+    report: dict[str, Any] = {
+        "task": data.task.kind,
+        "classes": list(data.task.classes),
+        "metric": result.metric,
+        "best_epoch": result.epoch,
+        "epochs_run": result.epochs_run,
+        "validation_split": data.split,
+        "validation": result.validation,
+        **scores,
+        "conjoin": result.model.config.conjoin,
+        "conjoin_validation": result.conjoin_scores,
+        "model": config.model,
+        "frozen": config.freeze,
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "parameters_trained": sum(p.numel() for p in fit.model.parameters() if p.requires_grad),
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "machine": f"{result.model.device.type}, {torch.get_num_threads()} thread(s), {platform.machine()}",
+        "data": data.facts,
+    }
+    shown = data.test if data.test is not None else data.valid
+    name = "test" if data.test is not None else "validation"
+    report |= _tables(result.model, shown, name, run.path, data)
+    result.model.save_pretrained(run.path / "model")
+    text = json.dumps(_json_ready(report), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(run.path / "metrics.json", text + "\n")
+    for line in _summary(report, run.path):
+        say(line)
+    return report
+
+
+def _tables(
+    model: HADForSequenceClassification, part: Part, name: str, folder: Path, data: FinetuningData
+) -> dict[str, Any]:
+    """Confusion matrix of one split, and its pictures."""
+    logits = predict_logits(model, part, model.config.conjoin)
+    outputs = model.probabilities(torch.from_numpy(logits)).numpy().astype(np.float64)
+    draw_pictures(folder, data.task, part.targets, outputs, name)
+    if data.task.kind not in ("binary", "multiclass"):
+        return {}
+    classes = list(data.task.classes)
+    known = part.targets != UNSEEN
+    true = np.where(known, part.targets, len(classes))
+    matrix = confusion_matrix(true, outputs.argmax(1), len(classes) + int(not known.all()))
+    rows = classes if known.all() else [*classes, "(not in train)"]
+    return {
+        "confusion": {"split": name, "true": rows, "predicted": classes, "counts": matrix[:, : len(classes)].tolist()}
+    }
+
+
+def _describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
+    sizes = ", ".join(f"{name} {fact['rows']:,}" for name, fact in data.facts.items() if isinstance(fact, dict))
+    shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
+    lines = [
+        f"{config.data}: {data.task.kind} ({shown}); rows: {sizes}",
+        f"validation: {data.split}",
+        f"model: {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters"
+        + (", frozen but for the head" if config.freeze else "")
+        + f", on {model.device.type}",
+    ]
+    for name, fact in data.facts.items():
+        if not isinstance(fact, dict):
+            continue
+        for reason, count in fact["dropped"].items():
+            where = [str(line) for line, why in fact["dropped_lines"] if why == reason]
+            lines.append(f"{name}: {count:,} dropped for {reason} (line {', '.join(where[:5])})")
+        if unseen := fact.get("labels_not_in_train"):
+            lines.append(f"{name}: labels that no training row has, which count as errors: {', '.join(unseen[:5])}")
+        for key in ("duplicated_ids", "duplicated_sequences"):
+            if fact[key]:
+                lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
+    if data.facts["test_rows_also_in_train"]:
+        lines.append(
+            f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train or validation (on either strand)"
+        )
+    if data.facts["cut_to_max_length"]:
+        lines.append(f"{data.facts['cut_to_max_length']:,} sequences cut to their middle {config.max_length:,} bp")
+    return lines
+
+
+def _summary(report: dict[str, Any], folder: Path) -> list[str]:
+    metric = report["metric"]
+    lines = [f"validation (it chose epoch {report['best_epoch']}): {metric} {report['validation'][metric]:.4f}"]
+    for name in ("test", "test_not_in_train"):
+        if name in report:
+            lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
+    if "test" not in report:
+        lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
+    lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
+    return lines
+
+
+def _json_ready(value: Any) -> Any:
+    """NaN as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

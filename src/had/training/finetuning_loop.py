@@ -1,0 +1,319 @@
+"""The loop of fine-tuning: epochs over labelled rows, averaged weights, early stopping on the task's metric."""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from had.console import Progress
+from had.errors import RunFault, UserError
+from had.models.heads import HADForSequenceClassification
+from had.training.checkpoints import load_checkpoint, save_checkpoint
+from had.training.finetuning_data import Part, augmented, collate, make_batches, portions
+from had.training.finetuning_scores import LETTERS_PER_PASS, or_worst, pooled_features, predict_logits, score_logits
+from had.training.optimizer_state import optimizer_tensors, restore_optimizer
+from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
+
+METRIC_OF = {"binary": "mcc", "multiclass": "mcc", "multilabel": "mcc", "regression": "pearson"}
+METRICS = ("auto", "mcc", "accuracy", "macro_f1", "auroc", "auprc", "exact_match", "pearson", "spearman", "r2")
+
+
+@dataclass
+class FitConfig:
+    """How a model is fine-tuned; the defaults are meant for every task."""
+
+    epochs: int = 10
+    """Passes over the training rows of the whole schedule."""
+    batch_size: int = 64
+    """Rows per optimizer step."""
+    lr: float | None = None
+    """Peak learning rate; null: 1e-3, and 1e-2 for the head of a frozen student."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of weight matrices."""
+    warmup: float = 0.05
+    """Share of the steps with a rising learning rate; a cosine down to 0 follows."""
+    dropout: float = 0.1
+    """Share of the pooled features hidden in training."""
+    label_smoothing: float = 0.0
+    """Share of the probability given to all classes alike."""
+    ema: float = 0.99
+    """Decay of the average of weights that is validated and saved, reached gradually; 0: the weights as they are."""
+    rc_augment: bool = True
+    """Show each training row on either strand."""
+    shift: int = 2
+    """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
+    conjoin: Literal["off", "on", "auto"] = "auto"
+    """Average the logits of both strands in prediction; auto: where validation is better with it."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs the same in the loss."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation score; 0: never."""
+    metric: str = "auto"
+    """What early stopping and the best checkpoint go by; auto: mcc, for regression pearson."""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """bf16 autocast or float32 in training; validation, test and prediction are float32."""
+    letters_per_pass: int = LETTERS_PER_PASS
+    """Letters, padding included, in one forward pass in training; bounds memory, changes sums in the last bits only."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a UserError."""
+        for name in ("epochs", "batch_size", "letters_per_pass"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("warmup", "dropout", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+        for name in ("shift", "patience", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
+        if self.lr is not None and not self.lr > 0:
+            raise UserError(f"lr must be above 0; got {self.lr}")
+        if self.metric not in METRICS:
+            raise UserError(f"metric is one of {', '.join(METRICS)}; got {self.metric!r}")
+
+
+@dataclass
+class FitResult:
+    """The best model by validation."""
+
+    model: HADForSequenceClassification
+    """On its device, in evaluation mode, ``config.conjoin`` decided."""
+    metric: str
+    epoch: int
+    """Epoch of the best validation score, counted from 1."""
+    epochs_run: int
+    validation: dict[str, float]
+    """Metrics of the validation rows, which chose the model."""
+    conjoin_scores: dict[str, float]
+    """Validation score by ``off`` and ``on``, where both were measured."""
+    finished: bool
+    """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
+
+
+def _loss_sum(
+    model: HADForSequenceClassification, logits: Tensor, y: Tensor, smoothing: float, weights: Tensor | None
+) -> Tensor:
+    """Sum over rows of the weighted loss."""
+    task = model.config.task
+    if task == "regression":
+        return (((logits[:, 0] - y) / model.config.target_scale) ** 2).sum()
+    if task == "multilabel":
+        smooth = y * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none").mean(1).sum()
+    loss = F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+    return (loss if weights is None else loss * weights[y]).sum()
+
+
+def _weights(task: str, targets: NDArray, n_classes: int, device: torch.device) -> Tensor | None:
+    if task == "regression":
+        return None
+    if task == "multilabel":
+        positive = targets.sum(0)
+        ratio = (len(targets) - positive) / np.maximum(positive, 1)
+        return torch.tensor(np.clip(ratio, 0.01, 100), dtype=torch.float32, device=device)
+    counts = np.bincount(targets, minlength=n_classes)
+    return torch.tensor(len(targets) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32, device=device)
+
+
+class Fit:
+    """Fine-tunes one model; see `run`."""
+
+    def __init__(
+        self,
+        model: HADForSequenceClassification,
+        train: Part,
+        valid: Part,
+        config: FitConfig,
+        *,
+        seed: int,
+        freeze: bool = False,
+        bf16: bool = False,
+    ) -> None:
+        self.model, self.train, self.valid, self.config, self.seed, self.freeze = (
+            model, train, valid, config, seed, freeze,
+        )  # fmt: skip
+        self.bf16 = bf16
+        self.metric = METRIC_OF[model.config.task] if config.metric == "auto" else config.metric
+        if freeze:
+            model.student.requires_grad_(False)
+            model.eval()
+            for part in (train, valid):
+                part.features = pooled_features(model, part)
+        # With a frozen student the average is of the head alone, but one module keeps all of it simple.
+        self.shadow = copy.deepcopy(model).eval().requires_grad_(False)
+        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        total = self.steps_per_epoch * config.epochs
+        lr = config.lr if config.lr is not None else 1e-2 if freeze else 1e-3
+        self.schedule = OptimizerConfig(
+            lr=lr, min_lr=0.0, start_lr=0.0, weight_decay=config.weight_decay, warmup_steps=round(config.warmup * total)
+        )
+        self.total = total
+        self.optimizers = build_optimizers(model, self.schedule)
+        self.class_weights = None
+        if config.class_weights == "balanced":
+            self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
+        self.epoch = self.best_epoch = 0
+        self.best_key: tuple[float, float] | None = None
+        self.best: dict[str, Tensor] = {}
+
+    def run(
+        self,
+        *,
+        log: Callable[[dict[str, Any]], None] | None = None,
+        advance: Progress | None = None,
+        checkpoints: Path | None = None,
+        resume_from: Path | None = None,
+        stop_after: int | None = None,
+    ) -> FitResult:
+        """Train to the end of the schedule, or until patience ends or epoch ``stop_after`` is done.
+
+        Raises
+        ------
+        RunFault
+            If the loss is not finite, or the disk is full.
+        """
+        config = self.config
+        advance = advance or Progress()
+        if resume_from is not None:
+            self._load(resume_from)
+            advance.skip(self.epoch * len(self.train))
+        while self.epoch < config.epochs and not self._out_of_patience():
+            if stop_after is not None and self.epoch >= stop_after:
+                break
+            loss = self._one_epoch(advance)
+            scores = score_logits(
+                self.model, self.valid.targets, predict_logits(self.shadow, self.valid, config.conjoin == "on")
+            )
+            self.epoch += 1
+            # Where two epochs have one score (often 0: one class predicted), the smaller loss decides.
+            key = (or_worst(scores.get(self.metric, math.nan)), or_worst(-scores["loss"]))
+            if self.best_key is None or key > self.best_key:
+                self.best_key, self.best_epoch = key, self.epoch
+                self.best = {k: v.detach().clone() for k, v in self.shadow.state_dict().items()}
+            advance.note(loss=loss, **{self.metric: scores.get(self.metric, math.nan)})
+            if log is not None:
+                bp = int(self.train.lengths.sum()) * self.epoch
+                step = self.epoch * self.steps_per_epoch
+                common = {"epoch": self.epoch, "step": step, "bp": bp}
+                log({"split": "train", **common, "loss": loss, "lr": self._rate(step - 1)})
+                log({"split": "validation", **common, **scores})
+            if checkpoints is not None:
+                self._save(checkpoints)
+        return self._result()
+
+    def _out_of_patience(self) -> bool:
+        return bool(self.config.patience) and self.epoch - self.best_epoch >= self.config.patience
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(step, self.total, self.schedule)
+
+    def _one_epoch(self, advance: Progress) -> float:
+        config, model = self.config, self.model
+        # Everything random in an epoch follows from (seed, epoch), so a resumed run draws the same.
+        rng = np.random.default_rng([self.seed, self.epoch])
+        torch.manual_seed(int(rng.integers(0, 2**63 - 1)))
+        model.train()
+        if self.freeze:
+            model.student.eval()
+        sums = rows_done = 0.0
+        for number, batch in enumerate(make_batches(self.train.lengths, config.batch_size, rng)):
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            cut = int(rng.integers(0, config.shift + 1))
+            batch_loss = 0.0
+            for chosen in self._passes(batch):
+                with self._autocast():
+                    logits = self._training_logits(chosen, rng, cut)
+                y = torch.from_numpy(self.train.targets[chosen]).to(model.device)
+                y = y.float() if y.is_floating_point() else y
+                loss = _loss_sum(model, logits.float(), y, config.label_smoothing, self.class_weights) / len(batch)
+                loss.backward()
+                batch_loss += loss.item()
+            if not math.isfinite(batch_loss):
+                raise RunFault(f"the loss is not finite in epoch {self.epoch + 1}; lower lr and start into a new --out")
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
+            step = self.epoch * self.steps_per_epoch + number
+            set_learning_rate(self.optimizers, self._rate(step))
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self._average(step)
+            sums += batch_loss * len(batch)
+            rows_done += len(batch)
+            advance(len(batch))
+        return sums / rows_done
+
+    def _passes(self, batch: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [batch] if self.freeze else portions(self.train.lengths, batch, self.config.letters_per_pass)
+
+    def _training_logits(self, chosen: NDArray[np.int64], rng: np.random.Generator, cut: int) -> Tensor:
+        if self.train.features is not None:
+            strands = rng.integers(0, 2 if self.config.rc_augment else 1, len(chosen))
+            return self.model.classify(self.train.features[chosen, strands])
+        rows = [augmented(self.train.codes[i], rng, self.config.rc_augment, cut) for i in chosen]
+        ids, mask = collate(rows)
+        return self.model(ids, mask, conjoin=False).logits
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.model.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.config.ema, (1 + step) / (10 + step)) if self.config.ema else 0.0
+        for mean, now in zip(self.shadow.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+
+    def _result(self) -> FitResult:
+        model, config = self.shadow, self.config
+        if self.best:
+            model.load_state_dict(self.best)
+        sides = {"off": [False], "on": [True], "auto": [False, True]}[config.conjoin]
+        scored = {}
+        for side in sides:
+            scores = score_logits(model, self.valid.targets, predict_logits(model, self.valid, side))
+            scored[side] = ((or_worst(scores.get(self.metric, math.nan)), or_worst(-scores["loss"])), scores)
+        # On equal terms one strand is enough: prediction is then twice as fast.
+        conjoin = max(scored, key=lambda side: (scored[side][0], not side))
+        model.config.conjoin = self.model.config.conjoin = conjoin
+        done = self.epoch >= config.epochs or self._out_of_patience()
+        both = {"on" if side else "off": scores.get(self.metric, math.nan) for side, (_, scores) in scored.items()}
+        return FitResult(model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done)
+
+    def _save(self, folder: Path) -> None:
+        tensors = {f"module/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.shadow.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        states = []
+        for i, optimizer in enumerate(self.optimizers):
+            own, state = optimizer_tensors(optimizer, self.model.named_parameters(), prefix=f"optimizer{i}")
+            tensors.update(own)
+            states.append(state)
+        key = None if self.best_key is None else [repr(value) for value in self.best_key]
+        extra = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_key": key, "optimizers": states}
+        save_checkpoint(folder, self.epoch * self.steps_per_epoch, tensors, extra, keep=1)
+
+    def _load(self, path: Path) -> None:
+        tensors, state = load_checkpoint(path)
+
+        def named(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.model.load_state_dict(named("module/"))
+            self.shadow.load_state_dict(named("average/"))
+        except RuntimeError as error:
+            raise UserError(f"{path}: is a checkpoint of another model; use another --out") from error
+        self.best = named("best/")
+        for i, (optimizer, saved) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
+            own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}
+            restore_optimizer(optimizer, self.model.named_parameters(), own, saved, prefix=f"optimizer{i}")
+        self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
+        self.best_key = tuple(float(value) for value in state["best_key"]) if state["best_key"] else None  # type: ignore[assignment]

@@ -1,0 +1,89 @@
+"""Logits of whole splits, and what they score."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from had import metrics
+from had.dna.alphabet import reverse_complement
+from had.dna.labelled_tasks import UNSEEN
+from had.errors import RunFault
+from had.models.heads import HADForSequenceClassification
+from had.training.finetuning_data import Part, collate, portions
+
+LETTERS_PER_PASS = 32_768
+"""Letters, padding included, in one forward pass; bounds memory."""
+
+
+@torch.no_grad()
+def pooled_features(model: HADForSequenceClassification, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
+    """Pooled features (n, 2, D) float32 of both strands, on the model's device."""
+    features = torch.empty(len(part), 2, model.config.student.hidden_size, device=model.device)
+    for chosen in portions(part.lengths, np.arange(len(part)), letters):
+        for strand in (0, 1):
+            rows = [part.codes[i] if strand == 0 else reverse_complement(part.codes[i]) for i in chosen]
+            ids, mask = collate(rows)
+            features[torch.from_numpy(chosen).to(model.device), strand] = model.pool(ids.to(model.device), mask)
+    return features
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: HADForSequenceClassification, part: Part, conjoin: bool, letters: int = LETTERS_PER_PASS
+) -> NDArray[np.float32]:
+    """Logits (n, K) of all rows in order, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        if part.features is not None:
+            logits = model.classify(part.features[:, 0])
+            if conjoin:
+                logits = (logits + model.classify(part.features[:, 1])) / 2
+            return logits.float().cpu().numpy()
+        result = np.empty((len(part), len(model.config.classes)), dtype=np.float32)
+        for chosen in portions(part.lengths, np.arange(len(part)), letters):
+            ids, mask = collate([part.codes[i] for i in chosen])
+            result[chosen] = model(ids, mask, conjoin=conjoin).logits.float().cpu().numpy()
+        return result
+    finally:
+        model.train(was_training)
+
+
+def score_logits(model: HADForSequenceClassification, targets: NDArray, logits: NDArray) -> dict[str, float]:
+    """Metrics and loss of logits (n, K) against targets.
+
+    A row whose label no training row has counts as an error in mcc, accuracy and macro_f1, and is left out of the
+    areas and of the loss, which have no place for it.
+
+    Raises
+    ------
+    RunFault
+        If a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise RunFault("the model's outputs are not finite: lower lr and start into a new --out")
+    task, tensor = model.config.task, torch.from_numpy(np.asarray(logits, dtype=np.float32))
+    if task == "regression":
+        values = logits[:, 0].astype(np.float64)
+        scale = model.config.target_scale**2
+        return {**metrics.compute(task, targets, values), "loss": metrics.mse(targets, values) / scale}
+    probabilities = model.probabilities(tensor).numpy().astype(np.float64)
+    if task == "multilabel":
+        loss = F.binary_cross_entropy_with_logits(tensor, torch.from_numpy(targets).float()).item()
+        predicted = (probabilities >= 0.5).astype(np.int64)
+        return {**metrics.compute(task, targets.astype(np.int64), predicted, probabilities), "loss": loss}
+    known = targets != UNSEEN
+    true = np.where(known, targets, len(model.config.classes))
+    result = metrics.compute("multiclass", true, probabilities.argmax(1))
+    areas = metrics.compute(task, targets[known], scores=probabilities[known])
+    loss = F.cross_entropy(tensor[known], torch.from_numpy(targets[known])).item() if known.any() else math.nan
+    return {**result, "auroc": areas["auroc"], "auprc": areas["auprc"], "loss": loss}
+
+
+def or_worst(value: float) -> float:
+    """NaN as minus infinity, so that an undefined score is never the best one."""
+    return -math.inf if math.isnan(value) else value
