@@ -1,4 +1,4 @@
-"""The house: rooms import only from rooms before them, nothing heavy is imported for help, nothing names this machine."""
+"""The house: rooms import only from rooms before them, and help imports nothing heavy."""
 
 import ast
 import subprocess

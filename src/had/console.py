@@ -100,9 +100,7 @@ class Progress:
 
 class _Bar(Progress):
     def __init__(self, total: int | None, description: str, unit: str):
-        self._bar = tqdm(
-            total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=True, file=sys.stderr
-        )
+        self._bar = tqdm(total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=True, file=sys.stderr)
 
     def __call__(self, n: int = 1) -> None:
         self._bar.update(n)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from had.errors import UserError
 from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.errors import UserError
 from had.evaluation.probes import linear_probe, probe_layers
 
 Arrays = tuple[np.ndarray, np.ndarray]

@@ -52,9 +52,7 @@ class KmerLogisticRegression:
         parts = [kmer_counts(sequences, k, canonical=True, frequencies=True) for k in self.ks]
         return sparse.csr_array(sparse.hstack(parts, format="csr"))
 
-    def fit(
-        self, train: Sequence[str], train_labels: ArrayLike, dev: Sequence[str], dev_labels: ArrayLike
-    ) -> Self:
+    def fit(self, train: Sequence[str], train_labels: ArrayLike, dev: Sequence[str], dev_labels: ArrayLike) -> Self:
         """Fit on training sequences, with C chosen on development sequences (labels are class ids (n,)).
 
         Raises

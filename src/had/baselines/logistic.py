@@ -96,9 +96,7 @@ def fit_logistic(
     """
     train_y, dev_y = np.asarray(train_y), np.asarray(dev_y)
     if len(np.unique(train_y)) < 2:
-        raise UserError(
-            "logistic regression needs training rows of at least two classes; give more labelled rows"
-        )
+        raise UserError("logistic regression needs training rows of at least two classes; give more labelled rows")
     if len(dev_y) == 0:
         raise UserError("logistic regression chooses its penalty on development rows; give at least one")
     if scaler is None:

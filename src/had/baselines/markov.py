@@ -44,9 +44,7 @@ class MarkovModel:
         if not 0 <= order <= 7:
             raise ValueError(f"order must be 0…7; got {order}")
         if not pseudo_count > 0:
-            raise ValueError(
-                f"pseudo_count must be positive, or what was not seen is impossible; got {pseudo_count}"
-            )
+            raise ValueError(f"pseudo_count must be positive, or what was not seen is impossible; got {pseudo_count}")
         self.order = order
         self.pseudo_count = pseudo_count
         self.counts = np.zeros((4**order, 4), dtype=np.int64)
@@ -73,9 +71,7 @@ class MarkovModel:
             for start in range(0, len(stretch) - self.order, _BLOCK):
                 block = np.asarray(stretch[start : start + _BLOCK + self.order])
                 if block.max() > T:
-                    raise ValueError(
-                        "a stretch holds a letter other than A, C, G, T; split the sequence there"
-                    )
+                    raise ValueError("a stretch holds a letter other than A, C, G, T; split the sequence there")
                 count += np.bincount(kmer_index(block, width), minlength=len(count))
         if both_strands:
             count += count[reverse_complement_index(width)]
@@ -177,9 +173,7 @@ class HiddenGroupBaselines:
             "uniform": Scores(np.full(n, np.log(4.0**GROUP)), np.full(n, 4.0**-GROUP)),
             "unigram": Scores(-self._log_unigram[true], (true == self._log_unigram.argmax()).astype(float)),
             "left": Scores(-np.log(self._p_XW[left, true]), (true == best[left, _NONE]).astype(float)),
-            "two_sided": Scores(
-                np.log(self._z_XY[left, right] / joint), (true == best[left, right]).astype(float)
-            ),
+            "two_sided": Scores(np.log(self._z_XY[left, right] / joint), (true == best[left, right]).astype(float)),
         }
 
     def score_bases(self, codes: NDArray[np.uint8], mask: NDArray[np.bool_]) -> dict[str, Scores]:
@@ -198,16 +192,12 @@ class HiddenGroupBaselines:
                 -np.log(self._base_frequencies[letters]),
                 (letters == self._base_frequencies.argmax()).astype(float),
             ),
-            "two_sided": Scores(
-                -np.log(p_true, dtype=np.float64), (letters == p_base.argmax(axis=2)).astype(float)
-            ),
+            "two_sided": Scores(-np.log(p_true, dtype=np.float64), (letters == p_base.argmax(axis=2)).astype(float)),
         }
 
     def group_distribution(self, left: int | None, right: int | None) -> NDArray[np.float64]:
         """Give the two-sided p(w) (4096,), alphabetical, between two 5-mers by index (None: unknown)."""
-        p_w = self._p_XW[_NONE if left is None else left] * np.tile(
-            self._p_VY[:, _NONE if right is None else right], 4
-        )
+        p_w = self._p_XW[_NONE if left is None else left] * np.tile(self._p_VY[:, _NONE if right is None else right], 4)
         return p_w / p_w.sum()
 
     @cached_property

@@ -192,9 +192,7 @@ def find_duplicates(sequences: Sequence[str], others: Sequence[str]) -> Duplicat
     known = {_normal(other) for other in others}
     letters = [_normal(sequence) for sequence in sequences]
     exact = np.fromiter((s in known for s in letters), dtype=bool, count=len(letters))
-    reverse = np.fromiter(
-        (s.translate(_TO_COMPLEMENT)[::-1] in known for s in letters), dtype=bool, count=len(letters)
-    )
+    reverse = np.fromiter((s.translate(_TO_COMPLEMENT)[::-1] in known for s in letters), dtype=bool, count=len(letters))
     return Duplicates(exact, reverse)
 
 

@@ -182,9 +182,7 @@ def probe_layers(
     return LayerProbes(results, best)
 
 
-def _draw_rows(
-    n: int, seed: int | None, max_rows: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+def _draw_rows(n: int, seed: int | None, max_rows: int | None) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """Rows to fit on, ascending, and how often each counts (None: once)."""
     size = n if max_rows is None else min(n, max_rows)
     if seed is None:

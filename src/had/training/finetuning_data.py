@@ -105,7 +105,7 @@ def load_data(
     given, dropped, digests = _read(path, label_columns)
     if not given.get("train"):
         raise UserError(f"{path} has no training rows; name a file, or a folder with a train file")
-    given = {name: _with_letters(rows, dropped[name]) for name, rows in given.items()}
+    given = {name: _with_letters(rows, dropped.setdefault(name, [])) for name, rows in given.items()}
     decided = decide_task(given["train"], task, label_columns, str(path))
     how = "the user's validation rows"
     if not given.get("dev"):
@@ -250,7 +250,7 @@ def _facts(
     facts: dict[str, Any] = {}
     for name, rows in given.items():
         named = Counter(row.id for row in rows if row.id != str(row.number))
-        reasons = Counter(row.reason for row in dropped[name])
+        reasons = Counter(row.reason for row in dropped.get(name, []))
         keys = Counter(_key(codes) for codes in parts[name].codes)
         fact: dict[str, Any] = {"rows": len(rows), "dropped": dict(reasons)}
         if reasons:

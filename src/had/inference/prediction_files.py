@@ -1,0 +1,157 @@
+"""Tables of predictions, written a piece at a time: TSV, CSV, Parquet, bedGraph and BED."""
+
+import csv
+import gzip
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from had.console import say
+from had.dna.labelled_rows import Locus
+from had.errors import RunFault, UserError
+from had.files import fsync_file, temporary_name
+
+
+class Row(NamedTuple):
+    """Prediction for one record."""
+
+    id: str
+    prediction: str
+    """Class, labels joined by ``;``, or value; ``NaN`` where nothing can be said."""
+    outputs: list[float]
+    """Probability of each class, or the value; NaN where nothing can be said."""
+    reason: str
+    """Why nothing can be said; empty otherwise."""
+    kind: str
+    """The reason without what is particular to the record."""
+    locus: Locus | None
+
+
+Write = Callable[[Sequence[Row]], None]
+
+
+@contextmanager
+def open_writer(path: Path, task: str, classes: Sequence[str], track: str | None = None) -> Iterator[Write]:
+    """Open a table for writing; it gets its name only when it is complete.
+
+    Parameters
+    ----------
+    path
+        ``.parquet``, ``.csv``, ``.bedgraph``, ``.bed``, anything else tab-separated; with ``.gz`` compressed.
+    task, classes
+        As the model's.
+    track
+        Class that a ``.bedgraph`` or ``.bed`` shows.
+
+    Raises
+    ------
+    UserError
+        If ``track`` is no class, or is needed.
+    RunFault
+        If the system refused to write; nothing is left then.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    columns = ["value"] if task == "regression" else [f"p_{c}" for c in classes]
+    shown = _track(path, task, classes, track) if name.endswith((".bedgraph", ".bg", ".bed")) else None
+    aside = temporary_name(path)
+    try:
+        try:
+            if name.endswith(".parquet"):
+                with _parquet(aside, task, columns) as write:
+                    yield write
+            else:
+                packed = path.name.lower().endswith(".gz")
+                with (
+                    gzip.open(aside, "wt", encoding="utf-8", newline="")
+                    if packed
+                    else open(aside, "x", encoding="utf-8", newline="") as text
+                ):
+                    if shown is not None:
+                        yield _intervals(text, shown, name.endswith(".bed"))
+                    else:
+                        yield _table(text, "," if name.endswith(".csv") else "\t", columns)
+            fsync_file(aside)
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunFault(f"{path}: could not be written ({error.strerror or error}); nothing was left there.") from error
+
+
+def _track(path: Path, task: str, classes: Sequence[str], track: str | None) -> int:
+    if track is not None:
+        if track not in classes:
+            raise UserError(f"--track {track!r} is none of the classes {', '.join(classes)}")
+        return list(classes).index(track)
+    if task == "regression":
+        return 0
+    if task == "binary":
+        return 1
+    raise UserError(f"{path}: name the class to show by --track ({', '.join(classes)})")
+
+
+def _table(text: Any, delimiter: str, columns: Sequence[str]) -> Write:
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(["id", "prediction", *columns, "reason"])
+
+    def write(rows: Sequence[Row]) -> None:
+        for row in rows:
+            writer.writerow([row.id, row.prediction, *map(_number, row.outputs), row.reason])
+
+    return write
+
+
+def _number(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.6g}"
+
+
+def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
+    """Lines for records that have coordinates and a prediction; the others are counted."""
+    state = {"left out": False}
+
+    def write(rows: Sequence[Row]) -> None:
+        left_out = 0
+        for row in rows:
+            if row.locus is None or row.reason:
+                left_out += 1
+                continue
+            contig, start, end = row.locus
+            value = row.outputs[shown]
+            if is_bed:
+                score = min(1000, max(0, round(1000 * value)))
+                text.write(f"{contig}\t{start}\t{end}\t{row.id}\t{score}\t.\t{_number(value)}\n")
+            else:
+                text.write(f"{contig}\t{start}\t{end}\t{_number(value)}\n")
+        if left_out and not state["left out"]:
+            state["left out"] = True
+            say("records without coordinates or without a prediction have no line in this format")
+
+    return write
+
+
+@contextmanager
+def _parquet(path: Path, task: str, columns: Sequence[str]) -> Iterator[Write]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    prediction = pa.float64() if task == "regression" else pa.string()
+    schema = pa.schema(
+        [("id", pa.string()), ("prediction", prediction)]
+        + [(column, pa.float64()) for column in columns]
+        + [("reason", pa.string())]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+
+        def write(rows: Sequence[Row]) -> None:
+            predicted: list[Any] = [row.outputs[0] if task == "regression" else row.prediction for row in rows]
+            values = [[row.outputs[k] for row in rows] for k in range(len(columns))]
+            arrays = [[row.id for row in rows], predicted, *values, [row.reason for row in rows]]
+            batch = [pa.array(array, type=field.type) for array, field in zip(arrays, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(batch, schema=schema))
+
+        yield write
