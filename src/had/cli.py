@@ -268,7 +268,7 @@ def probe(
 
     setup_logging(quiet)
     set_threads(threads)
-    named = dict(model.split("=", 1) if "=" in model else (model, model) for model in models)
+    named = {model.partition("=")[0]: model.partition("=")[2] or model for model in models}
     rows = probe_tasks(data, tasks.split(","), named, out, choose_device(device), max_rows)
     for line in compare(rows, next(iter(named))):
         say(

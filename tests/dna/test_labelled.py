@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from had.dna.labelled import read_labelled, read_splits
+from had.dna.labelled import read_labelled, read_splits, usable_rows
+from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
 
 
@@ -117,3 +118,117 @@ def test_official_files_have_the_rows_their_manifest_says(shared: Path) -> None:
     assert splits["train"].classes == ("0", "1")
     data = read_labelled(shared / "data/benchmarks/nucleotide_transformer_like/enhancers/test.csv.gz")
     assert len(data) == 400
+
+
+def test_fasta_labels_are_the_last_field_or_label_equals(tmp_path: Path) -> None:
+    text = ">chr1:5|x|b\nAC\nGT\n>two note|label=a other\nGG\n\n>three label=c\nTT\n>four\nAA\n>five|\nAA\n"
+    data = read_labelled(write(tmp_path / "a.txt", text))
+    assert data.sequences == ("ACGT", "GG", "TT")
+    assert [data.classes[i] for i in data.labels] == ["b", "a", "c"]
+    assert [(row.line, row.reason) for row in data.dropped] == [(9, "a missing label"), (11, "a missing label")]
+    rows, _ = usable_rows(tmp_path / "a.txt")
+    assert [row.id for row in rows] == ["chr1:5|x", "two", "three"]
+
+
+def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {
+        "name": ["p", "q", "r", "s"],
+        "Sequence": ["AC", "", "GT", None],
+        "label": [1, 0, 0, 1],
+        "task": ["t"] * 4,
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    data = read_labelled(tmp_path / "a.parquet")
+    assert data.sequences == ("AC", "GT")
+    assert data.labels.tolist() == [1, 0]
+    assert [row.line for row in data.dropped] == [2, 4]
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:60])
+    with pytest.raises(UserError, match="Parquet"):
+        read_labelled(tmp_path / "cut.parquet")
+
+
+def rows_of(*labels: str) -> list[LabelledRow]:
+    return [LabelledRow(i + 2, i + 1, "ACGT", label) for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted", "kind", "classes"),
+    [
+        (("1", "0", "1"), "auto", "binary", ("0", "1")),
+        (("b", "a"), "auto", "binary", ("a", "b")),
+        (("10", "2", "1"), "auto", "multiclass", ("1", "2", "10")),
+        (("0.5", "1", "2"), "auto", "regression", ("value",)),
+        (("1", "2", "3"), "regression", "regression", ("value",)),
+        (("a;b", "b", "c"), "auto", "multilabel", ("a", "b", "c")),
+        (("0.5", "1.5"), "multiclass", "multiclass", ("0.5", "1.5")),
+        (("0", "1"), "multiclass", "multiclass", ("0", "1")),
+        (tuple(f"{i}bp" for i in range(120)), "auto", "multiclass", None),
+        (tuple(str(i) for i in range(100)), "auto", "multiclass", None),
+    ],
+)
+def test_the_task_follows_from_the_labels(labels, wanted, kind, classes) -> None:
+    task = decide_task(rows_of(*labels), wanted)
+    assert task.kind == kind
+    assert classes is None or task.classes == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted", "message"),
+    [
+        (tuple(str(i) for i in range(101)), "auto", "101 different whole numbers.*--task"),
+        (("1.5", "high"), "auto", "line 3: the label 'high' is no number"),
+        (("1", "1"), "auto", "the one class '1'"),
+        (("1", "2", "3"), "binary", "3 classes"),
+        (("1", "2"), "classification", "--task is auto"),
+    ],
+)
+def test_labels_that_fit_no_task_are_refused(labels, wanted, message) -> None:
+    with pytest.raises(UserError, match=message):
+        decide_task(rows_of(*labels), wanted, source="a.csv")
+    with pytest.raises(UserError, match="line 3: the label 'x' is no finite number"):
+        targets(rows_of("1", "x"), Task("regression", ("value",)))
+
+
+def test_labels_become_numbers_by_the_stored_mapping() -> None:
+    assert targets(rows_of("b", "z", "a"), Task("binary", ("a", "b"))).tolist() == [1, UNSEEN, 0]
+    several = Task("multilabel", ("a", "b"))
+    assert targets(rows_of("b;a", "a; z", ""), several).tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert unseen_labels(rows_of("b;a", "a; z"), several) == ["z"]
+
+
+def test_columns_of_zeros_and_ones_are_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sequence,Liver,brain,x\nAC,1,0,9\nGT,0,0,9\nGG,1.0,1,9\n")
+    rows, dropped = usable_rows(path, ["brain", "Liver"])
+    task = decide_task(rows, label_columns=["brain", "Liver"])
+    assert task == Task("multilabel", ("brain", "Liver"))
+    assert targets(rows, task).tolist() == [[0, 1], [0, 0], [1, 1]]
+    assert not dropped
+    with pytest.raises(UserError, match="names the column 'lung'"):
+        usable_rows(path, ["lung"])
+    with pytest.raises(UserError, match="line 2: the label column 'x' holds '9'"):
+        usable_rows(path, ["x"])
+
+
+def test_coordinates_are_kept_beside_the_letters(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sequence,label,region,start,end\nAC,1,chr1,5,7\nGT,0,,,\n")
+    rows, _ = usable_rows(path)
+    assert rows[0].locus == ("chr1", 5, 7)
+    assert rows[1].locus is None
+
+
+def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: Path) -> None:
+    for split, names in (("train", ["pos", "neg"]), ("test", ["neg", "pos"])):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in (10, 2):
+                write(tmp_path / split / name / f"{i}.txt", "ACGT\n" if name == "pos" else "GG\nTT")
+    splits = read_splits(tmp_path)
+    assert list(splits) == ["train", "test"]
+    for data in splits.values():
+        assert data.classes == ("neg", "pos")
+        assert data.sequences == ("GGTT", "GGTT", "ACGT", "ACGT")
+        assert data.labels.tolist() == [0, 0, 1, 1]
+    assert [row.id for row in usable_rows(tmp_path / "train")[0]] == ["2", "10", "2", "10"]

@@ -159,7 +159,7 @@ def usable_rows(
 
 
 def find_splits(folder: str | PathLike[str]) -> dict[str, Path]:
-    """Find the train, dev and test files of a folder, those that are there, in this order.
+    """Find the train, dev and test files (or folders of classes) of a folder, those that are there, in this order.
 
     Raises
     ------
@@ -172,6 +172,7 @@ def find_splits(folder: str | PathLike[str]) -> dict[str, Path]:
         found = [
             path for name in _NAMES_OF[split] for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()
         ]
+        found += [folder / name for name in _NAMES_OF[split] if any((folder / name).glob("*/*.txt"))]
         if len(found) > 1:
             raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
         if found:

@@ -59,7 +59,8 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
     ----------
     path
         CSV or TSV with a line of column names, or FASTA (``>name|label``, the last field, or ``label=…``), plain
-        or gzip, UTF-8; or Parquet.
+        or gzip, UTF-8; or Parquet; or a folder with a folder per class that holds a ``.txt`` file per sequence
+        (the layout of Genomic Benchmarks).
     label_columns
         Columns of 0 and 1, one a label, instead of the column ``label``.
     need_label
@@ -70,6 +71,9 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
     UserError
         If the file cannot be read or lacks a column; the message has the line.
     """
+    if path.is_dir():
+        yield from _class_folder_records(path)
+        return
     if _first_bytes(path) == b"PAR1":
         yield from _parquet_records(path, label_columns, need_label)
         return
@@ -85,6 +89,21 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
         yield from _fasta_records(first, lines, blank + 1, need_label)
     else:
         yield from _table_records(path, first, lines, blank + 1, label_columns, need_label)
+
+
+def class_files(folder: Path) -> list[Path]:
+    """Files ``<class>/<id>.txt`` of a folder, by sorted class and id (numbers by value)."""
+    found = [path for path in folder.glob("*/*.txt") if path.is_file()]
+    return sorted(found, key=lambda path: (path.parent.name, len(path.stem) if path.stem.isdecimal() else 0, path.stem))
+
+
+def _class_folder_records(folder: Path) -> Iterator[Record]:
+    files = class_files(folder)
+    if not files:
+        raise UserError(f"{folder} cannot be read: it is a folder without <class>/<id>.txt files; name a file")
+    for number, path in enumerate(files, start=1):
+        sequence = "".join("".join(text_lines(path)).split())
+        yield Record(number, number, path.stem, sequence, path.parent.name)
 
 
 def text_lines(path: Path) -> Iterator[str]:

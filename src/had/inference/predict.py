@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -231,5 +230,5 @@ def _prediction(task: str, classes: Sequence[str], output: NDArray[np.float64]) 
     if task == "regression":
         return f"{output[0]:.6g}"
     if task == "multilabel":
-        return ";".join(islice((c for c, p in zip(classes, output, strict=True) if p >= 0.5), None))
+        return ";".join(c for c, p in zip(classes, output, strict=True) if p >= 0.5)
     return classes[int(output.argmax())]

@@ -25,7 +25,7 @@ from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, HADModel
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_data import FinetuningData, Part, load_data
-from had.training.finetuning_loop import Fit, FitConfig, FitResult
+from had.training.finetuning_loop import Fit, FitConfig, FitResult, chosen_metric
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
@@ -144,6 +144,7 @@ def build_model(
     config: FinetuneConfig, data: FinetuningData, device: torch.device
 ) -> tuple[HADForSequenceClassification, dict[str, str]]:
     """A student with a fresh head for the data's task, on ``device``, and the checksum of its weights."""
+    chosen_metric(data.task.kind, config.training.metric)
     torch.manual_seed(config.seed)
     digest = {}
     if config.model == SCRATCH:
@@ -288,9 +289,7 @@ def _describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequenc
             if fact[key]:
                 lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
     if data.facts["test_rows_also_in_train"]:
-        lines.append(
-            f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train or validation (on either strand)"
-        )
+        lines.append(f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train (on either strand)")
     if data.facts["cut_to_max_length"]:
         lines.append(f"{data.facts['cut_to_max_length']:,} sequences cut to their middle {config.max_length:,} bp")
     return lines

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from had.dna.alphabet import NUCLEOTIDE_OFFSET, NUCLEOTIDE_PAD, N, encode_bytes, reverse_complement
 from had.dna.labelled import DroppedRow, find_splits, usable_rows
+from had.dna.labelled_rows import class_files
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
 from had.files import sha256_of_file
@@ -63,7 +64,7 @@ class FinetuningData:
     facts: dict[str, Any]
     """Rows, dropped rows, duplicates, test rows that also stand in train, unseen labels."""
     test_in_train: NDArray[np.bool_]
-    """(n_test,) Whether the same letters, on either strand, are in the training or validation rows."""
+    """(n_test,) Whether the same letters, on either strand, are in the training rows or what was held out of them."""
     digests: dict[str, str]
     """sha256 of each file."""
 
@@ -80,6 +81,8 @@ def load_data(
     max_length: int = 10_000,
 ) -> FinetuningData:
     """Read a file or a folder of labelled sequences and decide what validates.
+
+    Training rows of N alone are left out.
 
     Parameters
     ----------
@@ -105,10 +108,14 @@ def load_data(
     given, dropped, digests = _read(path, label_columns)
     if not given.get("train"):
         raise UserError(f"{path} has no training rows; name a file, or a folder with a train file")
-    given = {name: _with_letters(rows, dropped.setdefault(name, [])) for name, rows in given.items()}
+    for name in ("train", "dev"):
+        # A test row of N alone stays: whatever the model says of it counts, as in published scores.
+        if name in given:
+            given[name] = _with_letters(given[name], dropped.setdefault(name, []))
     decided = decide_task(given["train"], task, label_columns, str(path))
     how = "the user's validation rows"
-    if not given.get("dev"):
+    own_dev = bool(given.get("dev"))
+    if not own_dev:
         train, dev, how = _hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
         given |= {"train": train, "dev": dev}
         if decided.kind in ("binary", "multiclass"):
@@ -123,7 +130,7 @@ def load_data(
         codes = [_codes(row.sequence) for row in rows]
         cut += sum(len(row) > max_length for row in codes)
         parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, str(path)))
-    seen = {_key(codes) for name in ("train", "dev") for codes in parts[name].codes}
+    seen = {_key(codes) for name in (("train",) if own_dev else ("train", "dev")) for codes in parts[name].codes}
     test_part = parts.get("test")
     tested = test_part.codes if test_part is not None else []
     test_in_train = np.array([_key(codes) in seen for codes in tested], dtype=np.bool_)
@@ -141,7 +148,7 @@ def _read(
     dropped: dict[str, list[DroppedRow]] = {}
     for name, file in files.items():
         given[name], dropped[name] = usable_rows(file, label_columns)
-    digests = {name: sha256_of_file(file) for name, file in files.items()}
+    digests = {name: _digest(file) for name, file in files.items()}
     rows = given.get("train", [])
     if not path.is_dir() and any(row.split for row in rows):
         given = {"train": [], "dev": [], "test": []}
@@ -152,6 +159,16 @@ def _read(
         given = {name: rows for name, rows in given.items() if rows or name == "train"}
         dropped |= {name: [] for name in given if name not in dropped}
     return given, dropped, digests
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of names and files of a folder of classes."""
+    if not path.is_dir():
+        return sha256_of_file(path)
+    digest = hashlib.sha256()
+    for file in class_files(path):
+        digest.update(f"{file.parent.name}/{file.name}\0{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _codes(sequence: str) -> Codes:

@@ -23,8 +23,14 @@ from had.training.finetuning_scores import LETTERS_PER_PASS, or_worst, pooled_fe
 from had.training.optimizer_state import optimizer_tensors, restore_optimizer
 from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
 
-METRIC_OF = {"binary": "mcc", "multiclass": "mcc", "multilabel": "mcc", "regression": "pearson"}
-METRICS = ("auto", "mcc", "accuracy", "macro_f1", "auroc", "auprc", "exact_match", "pearson", "spearman", "r2")
+_OF_CLASSES = ("mcc", "accuracy", "macro_f1", "auroc", "auprc")
+METRICS_OF = {
+    "binary": _OF_CLASSES,
+    "multiclass": _OF_CLASSES,
+    "multilabel": (*_OF_CLASSES, "exact_match"),
+    "regression": ("pearson", "spearman", "r2"),
+}
+"""What a task may be judged by; the first is the default."""
 
 
 @dataclass
@@ -77,8 +83,6 @@ class FitConfig:
                 raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"lr must be above 0; got {self.lr}")
-        if self.metric not in METRICS:
-            raise UserError(f"metric is one of {', '.join(METRICS)}; got {self.metric!r}")
 
 
 @dataclass
@@ -97,6 +101,15 @@ class FitResult:
     """Validation score by ``off`` and ``on``, where both were measured."""
     finished: bool
     """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
+
+
+def chosen_metric(task: str, metric: str) -> str:
+    """The metric that early stopping goes by; UserError where the task has none of that name."""
+    if metric == "auto":
+        return METRICS_OF[task][0]
+    if metric not in METRICS_OF[task]:
+        raise UserError(f"the metric of {task} is one of {', '.join(METRICS_OF[task])}; got {metric!r}")
+    return metric
 
 
 def _loss_sum(
@@ -142,7 +155,7 @@ class Fit:
             model, train, valid, config, seed, freeze,
         )  # fmt: skip
         self.bf16 = bf16
-        self.metric = METRIC_OF[model.config.task] if config.metric == "auto" else config.metric
+        self.metric = chosen_metric(model.config.task, config.metric)
         if freeze:
             model.student.requires_grad_(False)
             model.eval()
@@ -233,8 +246,9 @@ class Fit:
             for chosen in self._passes(batch):
                 with self._autocast():
                     logits = self._training_logits(chosen, rng, cut)
-                y = torch.from_numpy(self.train.targets[chosen]).to(model.device)
-                y = y.float() if y.is_floating_point() else y
+                y = torch.from_numpy(self.train.targets[chosen])
+                # Not every device has float64.
+                y = (y.float() if y.is_floating_point() else y).to(model.device)
                 loss = _loss_sum(model, logits.float(), y, config.label_smoothing, self.class_weights) / len(batch)
                 loss.backward()
                 batch_loss += loss.item()

@@ -1,0 +1,164 @@
+"""Prediction: every record has its row, in order, whatever it is."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from had.dna.alphabet import decode, encode_bytes, reverse_complement
+from had.dna.tokenizers import NucleotideTokenizer
+from had.errors import UserError
+from had.inference.predict import predict
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.student import HADConfig
+
+SMALL = HADConfig(
+    hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8,
+    max_length=500,
+)  # fmt: skip
+
+
+def make_model(folder: Path, task: str = "binary", classes: tuple[str, ...] = ("no", "yes")) -> Path:
+    torch.manual_seed(0)
+    model = HADForSequenceClassification(HADClassifierConfig(task, list(classes), student=SMALL))
+    torch.nn.init.normal_(model.head.weight)
+    for parameter in model.student.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder / task)
+    return folder / task
+
+
+def probability(folder: Path, text: str) -> float:
+    model = HADForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        return model(NucleotideTokenizer()([text])["input_ids"]).logits.softmax(1)[0, 1].item()
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return list(csv.DictReader(text.splitlines(), delimiter="," if ".csv" in path.name else "\t"))
+
+
+def run(*arguments, **options):
+    return predict(*arguments, device="cpu", threads=1, quiet=True, **options)
+
+
+def test_every_record_has_its_row_in_order_with_a_reason_where_nothing_can_be_said(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    rng = np.random.default_rng(0)
+    long = decode(rng.integers(0, 4, 400).astype(np.uint8))
+    texts = ["ACGTTA", "", "NNNN", "AC", "acgtnnryu", "AC-T", long, long + long, "ACGTTA", "É"]
+    path = tmp_path / "in.csv"
+    path.write_text("name,sequence,note\n" + "".join(f"s{i},{t},x\n" for i, t in enumerate(texts)))
+    summary = run(model, path, tmp_path / "out.tsv")
+    rows = table(tmp_path / "out.tsv")
+    assert list(rows[0]) == ["id", "prediction", "p_no", "p_yes", "reason"]
+    assert [row["id"] for row in rows] == [f"s{i}" for i in range(10)]
+    for i, text in enumerate(texts):
+        if i in (1, 2, 5, 7, 9):
+            assert rows[i]["prediction"] == rows[i]["p_yes"] == "NaN"
+        else:
+            expected = probability(model, text)
+            assert float(rows[i]["p_yes"]) == pytest.approx(expected, abs=1e-5)
+            assert rows[i]["prediction"] == ("yes" if expected > 0.5 else "no")
+            assert not rows[i]["reason"]
+    assert rows[1]["reason"] == "an empty sequence"
+    assert "no letter" in rows[2]["reason"]
+    assert "'-' at position 2" in rows[5]["reason"]
+    assert "800 bp" in rows[7]["reason"]
+    assert summary["rows"] == 10
+    assert sum(summary["without_prediction"].values()) == 5
+
+
+def test_fasta_csv_and_parquet_in_and_all_formats_out_agree(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    model = make_model(tmp_path)
+    texts = ["ACGTTAGG", "TTTTACCA", "GG"]
+    (tmp_path / "a.fa").write_text("".join(f">s{i} note|1\n{t[:3]}\n{t[3:]}\n" for i, t in enumerate(texts)))
+    (tmp_path / "a.tsv.gz").write_bytes(
+        gzip.compress(f"id\tseq\n{''.join(f's{i}{chr(9)}{t}{chr(10)}' for i, t in enumerate(texts))}".encode())
+    )
+    parquet.write_table(pa.table({"id": ["s0", "s1", "s2"], "sequence": texts}), tmp_path / "a.parquet")
+    run(model, tmp_path / "a.fa", tmp_path / "fa.tsv")
+    run(model, tmp_path / "a.tsv.gz", tmp_path / "tsv.csv.gz")
+    run(model, tmp_path / "a.parquet", tmp_path / "out.parquet")
+    assert table(tmp_path / "fa.tsv") == table(tmp_path / "tsv.csv.gz")
+    written = parquet.read_table(tmp_path / "out.parquet").to_pydict()
+    assert written["id"] == ["s0", "s1", "s2"]
+    np.testing.assert_allclose(written["p_yes"], [float(row["p_yes"]) for row in table(tmp_path / "fa.tsv")], atol=1e-5)
+
+
+def test_intervals_of_a_genome_are_read_on_their_strand(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    genome = decode(np.random.default_rng(1).integers(0, 4, 100).astype(np.uint8))
+    (tmp_path / "g.fa").write_text(f">chr1\n{genome}\n")
+    lines = ["#c", "chr1\t10\t40\tx\t0\t+", "chr1\t10\t40\t.\t0\t-", "chr1\t90\t120\ty", "chr2\t0\t5", "chr1\t7\t7"]
+    (tmp_path / "a.bed").write_text("\n".join(lines) + "\n")
+    run(model, tmp_path / "a.bed", tmp_path / "out.tsv", genome=tmp_path / "g.fa")
+    rows = table(tmp_path / "out.tsv")
+    assert [row["id"] for row in rows] == ["x", "chr1:10-40", "y", "chr2:0-5", "chr1:7-7"]
+    other = decode(reverse_complement(encode_bytes(genome[10:40].encode())))
+    assert float(rows[0]["p_yes"]) == pytest.approx(probability(model, genome[10:40]), abs=1e-5)
+    assert float(rows[1]["p_yes"]) == pytest.approx(probability(model, other), abs=1e-5)
+    assert [bool(row["reason"]) for row in rows] == [False, False, True, True, True]
+    run(model, tmp_path / "a.bed", tmp_path / "out.bedgraph", genome=tmp_path / "g.fa")
+    assert (tmp_path / "out.bedgraph").read_text().splitlines()[0] == f"chr1\t10\t40\t{rows[0]['p_yes']}"
+    with pytest.raises(UserError, match="--genome"):
+        run(model, tmp_path / "a.bed", tmp_path / "out.tsv")
+    (tmp_path / "b.bed").write_text("chr1\t1\t5\nchr1 2 6\n")
+    with pytest.raises(UserError, match=r"b\.bed, line 2"):
+        run(model, tmp_path / "b.bed", tmp_path / "no.tsv", genome=tmp_path / "g.fa")
+    assert not (tmp_path / "no.tsv").exists()
+
+
+def test_values_and_several_labels_have_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGTTTA\n>b\n\n")
+    run(make_model(tmp_path, "regression", ("value",)), tmp_path / "a.fa", tmp_path / "v.tsv")
+    rows = table(tmp_path / "v.tsv")
+    assert list(rows[0]) == ["id", "prediction", "value", "reason"]
+    assert rows[0]["prediction"] == rows[0]["value"]
+    assert rows[1]["value"] == "NaN"
+    run(make_model(tmp_path, "multilabel", ("a", "b", "c")), tmp_path / "a.fa", tmp_path / "m.tsv")
+    row = table(tmp_path / "m.tsv")[0]
+    assert row["prediction"] == ";".join(name for name in "abc" if float(row[f"p_{name}"]) >= 0.5)
+
+
+def test_many_records_pass_in_pieces_and_repeated_ids_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("had.inference.predict._RECORDS", 3)
+    model = make_model(tmp_path)
+    texts = ["ACGT" * (1 + i % 4) for i in range(8)]
+    (tmp_path / "a.fa").write_text("".join(f">s{i % 6}\n{t}\n" for i, t in enumerate(texts)))
+    summary = run(model, tmp_path / "a.fa", tmp_path / "out.tsv")
+    assert summary["duplicated_ids"] == 2
+    rows = table(tmp_path / "out.tsv")
+    assert [row["id"] for row in rows] == [f"s{i % 6}" for i in range(8)]
+    assert rows[0]["p_yes"] == rows[4]["p_yes"]
+    assert rows[0]["p_yes"] != rows[1]["p_yes"]
+
+
+def test_wrong_input_is_refused_and_an_older_table_stays(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    out = tmp_path / "out.tsv"
+    out.write_text("old")
+    (tmp_path / "a.csv").write_text("letters\nACGT\n")
+    with pytest.raises(UserError, match="line 1: the columns must include sequence or seq; found letters"):
+        run(model, tmp_path / "a.csv", out)
+    with pytest.raises(UserError, match="not there"):
+        run(model, tmp_path / "absent.csv", out)
+    (tmp_path / "b.csv").write_text("sequence\nACGT\n")
+    with pytest.raises(UserError, match="no folder"):
+        run(model, tmp_path / "b.csv", tmp_path / "none/out.tsv")
+    with pytest.raises(UserError, match="itself"):
+        run(model, tmp_path / "b.csv", tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("sequence\n")
+    with pytest.raises(UserError, match="no record"):
+        run(model, tmp_path / "c.csv", out)
+    assert out.read_text() == "old"
+    assert not list(tmp_path.glob(".*.part"))

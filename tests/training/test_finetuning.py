@@ -1,0 +1,243 @@
+"""Fine-tuning: splits that do not leak, batches, scores, and runs that can be repeated and resumed."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from had.dna.alphabet import decode, encode_bytes, reverse_complement
+from had.errors import UserError
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.student import HADConfig, HADModel
+from had.training.finetuning import FinetuneConfig, finetune
+from had.training.finetuning_data import augmented, collate, load_data, make_batches, portions
+from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_scores import score_logits
+from had.training.runs import RunOptions
+
+SMALL = HADConfig(
+    hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8
+)
+QUICK = FitConfig(epochs=2, batch_size=16, lr=1e-2, ema=0.5)
+OPTIONS = RunOptions(device="cpu", threads=1, quiet=True)
+
+
+def sequence(rng: np.random.Generator, gc: float, length: int = 24) -> str:
+    return "".join(rng.choice(list("ACGT"), length, p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]))
+
+
+def write_rows(path: Path, rows: list[str], header: str = "sequence,label") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + "\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def two_classes(n: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [f"{sequence(rng, 0.9 if i % 2 else 0.1)},{'rich' if i % 2 else 'poor'}" for i in range(n)]
+
+
+def config(data: Path, **changes) -> FinetuneConfig:
+    made = FinetuneConfig(str(data), "scratch", student=SMALL, training=QUICK)
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data with the user's own split, and one finished run on it."""
+    base = tmp_path_factory.mktemp("finetuning")
+    for name, n in (("train", 96), ("dev", 24), ("test", 24)):
+        write_rows(base / f"data/{name}.csv", two_classes(n, seed=len(name) + n))
+    finetune(config(base / "data"), base / "run", OPTIONS)
+    return base
+
+
+def test_a_run_learns_and_writes_its_scores_model_and_pictures(folder: Path) -> None:
+    report = json.loads((folder / "run/metrics.json").read_text())
+    assert report["test"]["mcc"] > 0.8
+    assert report["validation_split"] == "the user's validation rows"
+    assert report["data"]["test"]["rows"] == 24
+    assert np.sum(report["confusion"]["counts"]) == 24
+    for name in ("confusion", "roc", "precision_recall", "calibration"):
+        assert (folder / f"run/{name}.png").read_bytes().startswith(b"\x89PNG")
+    model = HADForSequenceClassification.from_pretrained(folder / "run")
+    assert model.config.classes == ["poor", "rich"]
+    assert model.config.conjoin == report["conjoin"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: Path) -> None:
+    out = folder / "resumed"
+    assert finetune(config(folder / "data"), out, dataclasses.replace(OPTIONS, stop_after=1)) == {}
+    assert not (out / "model").exists()
+    finetune(config(folder / "data"), out, dataclasses.replace(OPTIONS, resume="auto"))
+    then, now = (load_file(folder / name / "model/model.safetensors") for name in ("run", "resumed"))
+    assert then.keys() == now.keys()
+    for name in then:
+        assert torch.equal(then[name], now[name]), name
+    reports = [json.loads((folder / name / "metrics.json").read_text()) for name in ("run", "resumed")]
+    assert reports[0]["test"] == reports[1]["test"]
+    with pytest.raises(UserError, match="another one"):
+        finetune(config(folder / "data", seed=1), out, dataclasses.replace(OPTIONS, resume="auto"))
+
+
+def test_test_rows_have_no_part_in_the_choice_of_the_model(folder: Path) -> None:
+    base = folder / "other"
+    for name in ("train", "dev"):
+        write_rows(base / f"data/{name}.csv", (folder / f"data/{name}.csv").read_text().splitlines()[1:])
+    rows = (folder / "data/test.csv").read_text().splitlines()[1:]
+    turned = [row.replace("rich", "x").replace("poor", "rich").replace("x", "poor") for row in rows]
+    write_rows(base / "data/test.csv", [*turned[:-1], turned[-1].split(",")[0] + ",never seen"])
+    report = finetune(config(base / "data"), base / "run", OPTIONS)
+    first = json.loads((folder / "run/metrics.json").read_text())
+    assert report["validation"] == first["validation"]
+    then, now = (load_file(place / "run/model/model.safetensors") for place in (folder, base))
+    assert all(torch.equal(then[name], now[name]) for name in then)
+    assert report["test"]["accuracy"] == pytest.approx(1 - first["test"]["accuracy"], abs=1 / 24 + 1e-9)
+    assert report["data"]["test"]["labels_not_in_train"] == ["never seen"]
+    assert report["confusion"]["true"] == ["poor", "rich", "(not in train)"]
+    assert sum(report["confusion"]["counts"][2]) == 1
+
+
+def test_regression_multilabel_and_a_frozen_student_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    shares = rng.uniform(0.1, 0.9, 48)
+    data = write_rows(tmp_path / "values.csv", [f"{sequence(rng, s)},{100 * s:.2f}" for s in shares])
+    report = finetune(config(data), tmp_path / "regression", OPTIONS)
+    assert report["task"] == "regression"
+    assert report["metric"] == "pearson"
+    assert (tmp_path / "regression/scatter.png").exists()
+    rows = [f"{sequence(rng, 0.9 if a else 0.1)},{a},{i % 3 == 0:d}" for i, a in enumerate([0, 1] * 24)]
+    data = write_rows(tmp_path / "labels.csv", rows, "sequence,gc,third")
+    report = finetune(config(data, labels=["third", "gc"]), tmp_path / "multilabel", OPTIONS)
+    assert report["classes"] == ["third", "gc"]
+    assert 0 <= report["validation"]["exact_match"] <= 1
+    torch.manual_seed(0)
+    HADModel(SMALL).save_pretrained(tmp_path / "student")
+    before = load_file(tmp_path / "student/model.safetensors")
+    data = write_rows(tmp_path / "classes.csv", two_classes(48))
+    report = finetune(config(data, model=str(tmp_path / "student"), freeze=True), tmp_path / "frozen", OPTIONS)
+    assert report["parameters_trained"] == 2 * 16 + 2
+    after = load_file(tmp_path / "frozen/model/model.safetensors")
+    assert all(torch.equal(after[f"student.{name}"], tensor) for name, tensor in before.items())
+
+
+def test_nothing_is_written_where_data_or_model_are_wrong(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.csv", two_classes(20))
+    with pytest.raises(UserError, match="no bundled model"):
+        finetune(config(data, model="no_such_model"), tmp_path / "run", OPTIONS)
+    with pytest.raises(UserError, match="the one class"):
+        finetune(config(write_rows(tmp_path / "b.csv", ["ACGT,1"] * 20)), tmp_path / "run", OPTIONS)
+    with pytest.raises(UserError, match="metric of binary"):
+        finetune(config(data, training=FitConfig(metric="r2")), tmp_path / "run", OPTIONS)
+    assert finetune(config(data), tmp_path / "run", dataclasses.replace(OPTIONS, dry_run=True)) == {}
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_by_locus_never_overlaps_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 4000, 200)
+    rows = [f"{sequence(rng, 0.5)},{i % 2},chr{1 + i % 3},{s},{s + 24},+" for i, s in enumerate(starts)]
+    path = write_rows(tmp_path / "a.csv", rows, "seq,label,region,start,end,strand")
+    data = load_data(path, seed=1)
+    assert "by locus" in data.split
+    place = {line.split(",")[0]: line.split(",")[2:5] for line in rows}
+    held = [place[decode(codes)] for codes in data.valid.codes]
+    kept = [place[decode(codes)] for codes in data.train.codes]
+    assert len(held) + len(kept) == 200
+    assert 10 <= len(held) <= 40
+    for contig, start, end in held:
+        assert not any(c == contig and int(s) < int(end) and int(start) < int(e) for c, s, e in kept)
+    assert "coordinates" not in load_data(path, split="random").split
+    with pytest.raises(UserError, match="needs columns"):
+        load_data(write_rows(tmp_path / "b.csv", two_classes(20)), split="locus")
+
+
+def test_equal_sequences_on_either_strand_stay_on_one_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(40):
+        text = sequence(rng, 0.5)
+        other = decode(reverse_complement(encode_bytes(text.encode())))
+        rows += [f"{text},{i % 2}", f"{other.lower()},{i % 2}"]
+    data = load_data(write_rows(tmp_path / "a.csv", rows), test_fraction=0.2)
+
+    def keys(part) -> set[str]:
+        return {min(decode(c), decode(reverse_complement(c))) for c in part.codes}
+
+    assert data.test is not None
+    assert not keys(data.train) & keys(data.valid)
+    assert not (keys(data.train) | keys(data.valid)) & keys(data.test)
+    assert data.facts["test_rows_also_in_train"] == 0
+    assert data.facts["train"]["duplicated_sequences"] == len(data.train) // 2
+    assert set(data.train.targets) == set(data.valid.targets) == {0, 1}
+
+
+def test_rows_of_nothing_are_dropped_and_listed_and_leaks_counted(tmp_path: Path) -> None:
+    base = tmp_path / "data"
+    train = [*two_classes(12), "NNNN,rich", ",poor", "ACGT,"]
+    write_rows(base / "train.csv", train)
+    write_rows(base / "dev.csv", two_classes(6, seed=5))
+    first = train[0].split(",")[0]
+    write_rows(base / "test.csv", [f"{decode(reverse_complement(encode_bytes(first.encode())))},poor", "AC,rich"])
+    data = load_data(base)
+    assert len(data.train) == 12
+    reasons = {"a sequence of N alone": 1, "an empty sequence": 1, "a missing label": 1}
+    assert data.facts["train"]["dropped"] == reasons
+    assert [14, "a sequence of N alone"] in data.facts["train"]["dropped_lines"]
+    assert data.test_in_train.tolist() == [True, False]
+
+
+def test_a_split_column_is_the_users_split_and_classes_do_not_follow_row_order(tmp_path: Path) -> None:
+    rows = [f"{row},{'train' if i < 10 else 'valid' if i < 14 else 'test'}" for i, row in enumerate(two_classes(20))]
+    data = load_data(write_rows(tmp_path / "a.csv", rows, "sequence,label,split"))
+    assert (len(data.train), len(data.valid), len(data.test or ())) == (10, 4, 6)
+    turned = load_data(write_rows(tmp_path / "b.csv", rows[::-1], "sequence,label,split"))
+    assert data.task == turned.task
+    with pytest.raises(UserError, match="line 2: the split 'fold1'"):
+        load_data(write_rows(tmp_path / "c.csv", ["ACGT,1,fold1"], "sequence,label,split"))
+
+
+def test_batches_hold_every_row_once_and_like_lengths_together() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 1000, 333)
+    batches = make_batches(lengths, 32, rng)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(333))
+    assert max(np.ptp(lengths[batch]) for batch in batches) < 200
+    passes = portions(lengths, np.arange(333), 5000)
+    assert sorted(np.concatenate(passes).tolist()) == list(range(333))
+    assert all(len(p) * lengths[p].max() <= 5000 for p in passes)
+    assert [len(p) for p in portions(np.array([9, 9]), np.array([0, 1]), 5)] == [1, 1]
+
+
+def test_augmentation_turns_the_strand_and_cuts_a_few_letters() -> None:
+    codes = encode_bytes(b"ACGTTGCAAACCCGGGTTTACGAT" * 2)
+    text, seen = decode(codes), set()
+    for seed in range(40):
+        made = augmented(codes, np.random.default_rng(seed), True, 2)
+        assert len(made) == len(codes) - 2
+        forward, back = decode(made), decode(reverse_complement(made))
+        assert forward in text or back in text
+        seen.add(forward)
+    assert len(seen) == 6
+    assert np.array_equal(augmented(codes[:10], np.random.default_rng(0), False, 2), codes[:10])
+    ids, mask = collate([codes[:3], codes[:1]])
+    assert ids.tolist() == [[7, 8, 9], [7, 4, 4]]
+    assert mask is not None
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_scores_of_unseen_labels_and_single_classes_are_defined() -> None:
+    model = HADForSequenceClassification(HADClassifierConfig("binary", ["a", "b"], student=SMALL))
+    logits = np.array([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0]], dtype=np.float32)
+    scores = score_logits(model, np.array([0, 1, 1, -1]), logits)
+    assert scores["accuracy"] == 0.75
+    assert scores["auroc"] == 1.0
+    assert scores["loss"] == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)
+    scores = score_logits(model, np.array([1, 1, 1, 1]), logits)
+    assert scores["mcc"] == 0.0
+    assert math.isnan(scores["auroc"])
