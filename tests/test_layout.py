@@ -18,6 +18,7 @@ ROOMS = [
     {"training"},
     {"evaluation", "inference"},
     {"demo", "experiment", "doctor"},
+    {"cli_options"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}

@@ -2,11 +2,28 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from had import __version__
+from had.cli_options import (
+    Bed,
+    Device,
+    DryRun,
+    Genome,
+    Out,
+    Overrides,
+    Quiet,
+    Recipe,
+    Resume,
+    Seed,
+    Steps,
+    StopAfter,
+    Threads,
+    files_and_overrides,
+    resolve_recipe,
+)
 from had.errors import RunFault, UserError
 
 app = typer.Typer(
@@ -17,20 +34,6 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="Train, verify and evaluate teachers.")
 app.add_typer(teacher_app, name="teacher")
-
-Recipe = Annotated[str, typer.Argument(help="A packaged recipe's name, or the path of a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key=value, dotted.")]
-Genome = Annotated[list[Path] | None, typer.Option("--genome", help="FASTA file(s), plain, gzip or bgzip.")]
-Bed = Annotated[Path | None, typer.Option(help="BED of the intervals to use; column 4 may name the split.")]
-Out = Annotated[Path, typer.Option(help="Run folder; new or empty, unless a run is resumed.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps of the whole schedule.")]
-StopAfter = Annotated[int | None, typer.Option(help="Stop once this step is done; the schedule stays the recipe's.")]
-Resume = Annotated[str | None, typer.Option(help="auto: the newest valid checkpoint of --out; or a checkpoint.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, windows, strands and masks.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the machine's.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, written and computed; do nothing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no remarks.")]
 
 
 def _version(show: bool) -> None:
@@ -44,33 +47,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     pass
-
-
-def _options_and_overrides(genome: list[Path] | None, words: list[str] | None) -> tuple[list[str], list[str]]:
-    """Sort words after --genome FASTA into further FASTA files and key=value overrides."""
-    files, overrides = [str(path) for path in genome or []], []
-    for word in words or []:
-        if "=" in word and not Path(word).exists():
-            overrides.append(word)
-        elif files:
-            files.append(word)
-        else:
-            raise UserError(f"{word!r} is neither key=value nor a file after --genome")
-    return files, overrides
-
-
-def _recipe(
-    recipe: str, overrides: list[str], data: dict[str, Any], top: dict[str, Any], steps: int | None
-) -> dict[str, Any]:
-    """The recipe with the command line's options and overrides laid over it; options win over the file."""
-    from had.config import apply_overrides, load_recipe
-
-    values = apply_overrides(load_recipe(recipe), overrides)
-    for section, changes in (("data", data), ("training", {"steps": steps})):
-        changes = {k: v for k, v in changes.items() if v not in (None, [])}
-        if changes:
-            values[section] = {**(values.get(section) or {}), **changes}
-    return {**values, **{k: v for k, v in top.items() if v is not None}}
 
 
 @app.command()
@@ -103,8 +79,8 @@ def pretrain(
     from had.training.runs import RunOptions
 
     setup_logging(quiet)
-    files, changes = _options_and_overrides(genome, overrides)
-    values = _recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
+    files, changes = files_and_overrides(genome, overrides)
+    values = resolve_recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
     if teacher is not None:
         values["teacher"] = {**(values.get("teacher") or {}), "name": teacher}
     config = build(PretrainConfig, values, recipe)
@@ -137,8 +113,8 @@ def teacher_train(
     from had.training.teacher_training import TeacherTrainingConfig, train_teacher
 
     setup_logging(quiet)
-    files, changes = _options_and_overrides(genome, overrides)
-    values = _recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
+    files, changes = files_and_overrides(genome, overrides)
+    values = resolve_recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
     config = build(TeacherTrainingConfig, values, recipe)
     train_teacher(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
 
@@ -197,7 +173,7 @@ def evaluate(
     set_threads(threads)
     if split not in ("test", "validation"):
         raise UserError(f"--split is test or validation; got {split!r}")
-    files, wrong = _options_and_overrides(genome, more)
+    files, wrong = files_and_overrides(genome, more)
     if wrong:
         raise UserError(f"{wrong[0]!r} is no file")
     values = {
@@ -275,6 +251,97 @@ def probe(
             f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} tasks; against {line.reference} "
             f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}], better on {line.wins}"
         )
+
+
+@app.command()
+def finetune(
+    data: Annotated[
+        str, typer.Argument(help="CSV, TSV, FASTA or Parquet of labelled sequences, or a folder with train, dev, test.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the recipe: training.epochs=20, dotted.")
+    ] = None,
+    out: Out = Path("runs/finetune"),
+    model: Annotated[
+        str | None, typer.Option(help="A pre-trained student: bundled name (default student), folder, Hub; or scratch.")
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone (linear probe).")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="auto (default), binary, multiclass, multilabel or regression.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Columns of 0 and 1, comma-separated, one a label.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Where you gave no validation rows: auto (by locus, else random), locus, random.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    stop_after: Annotated[int | None, typer.Option(help="Stop once this epoch is done; the schedule stays.")] = None,
+    resume: Resume = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a student on your labelled sequences.
+
+    Example: had finetune promoters.csv --model runs/mine/model --out runs/promoters training.epochs=20
+    """
+    from had.config import apply_overrides, build
+    from had.console import setup_logging
+    from had.training.finetuning import FinetuneConfig
+    from had.training.finetuning import finetune as run
+    from had.training.runs import RunOptions
+
+    setup_logging(quiet)
+    names = [name.strip() for name in (labels or "").split(",") if name.strip()] or None
+    values = apply_overrides({}, overrides or [])
+    given = {"model": model, "task": task, "labels": names, "split": split, "seed": seed, "freeze": freeze or None}
+    values |= {"data": data, **{k: v for k, v in given.items() if v is not None}}
+    training = {k: v for k, v in {"epochs": epochs, "lr": lr}.items() if v is not None}
+    values["training"] = {**(values.get("training") or {}), **training}
+    config = build(FinetuneConfig, values, "options")
+    run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A fine-tuned model: the run folder of had finetune, or RUN/model.")],
+    input_file: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="FASTA, CSV, TSV, Parquet; or BED with --genome.")
+    ],
+    out: Annotated[Path, typer.Option(help="Table: .tsv, .csv (.gz), .parquet; .bedgraph or .bed for intervals.")],
+    genome: Annotated[Path | None, typer.Option(help="FASTA that the intervals of a BED file are of.")] = None,
+    conjoin: Annotated[
+        bool | None, typer.Option("--both-strands/--one-strand", help="Default: as fine-tuning chose.")
+    ] = None,
+    track: Annotated[str | None, typer.Option(help="Class shown in .bedgraph and .bed.")] = None,
+    seed: Annotated[int, typer.Option(help="Prediction draws nothing at random.", hidden=True)] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict for every sequence of a file with a fine-tuned model.
+
+    Example: had predict runs/promoters new.fa.gz --out predictions.tsv
+    """
+    from had.console import setup_logging
+    from had.inference.predict import predict as run
+
+    setup_logging(quiet)
+    run(
+        model,
+        input_file,
+        out,
+        genome=genome,
+        conjoin=conjoin,
+        track=track,
+        device=device,
+        threads=threads,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
 
 
 def main() -> None:

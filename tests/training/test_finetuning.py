@@ -16,7 +16,7 @@ from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
 from had.training.finetuning import FinetuneConfig, finetune
 from had.training.finetuning_data import augmented, collate, load_data, make_batches, portions
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_loop import Fit, FitConfig
 from had.training.finetuning_scores import score_logits
 from had.training.runs import RunOptions
 
@@ -241,3 +241,31 @@ def test_scores_of_unseen_labels_and_single_classes_are_defined() -> None:
     scores = score_logits(model, np.array([1, 1, 1, 1]), logits)
     assert scores["mcc"] == 0.0
     assert math.isnan(scores["auroc"])
+
+
+def test_the_size_of_a_forward_pass_does_not_change_what_is_learnt(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    rows = [f"{sequence(rng, 0.9 if i % 3 else 0.1, 10 + i)},{int(i % 3 > 0)}" for i in range(24)]
+    data = load_data(write_rows(tmp_path / "a.csv", rows))
+    weights = []
+    for letters in (32_768, 40):
+        torch.manual_seed(0)
+        model = HADForSequenceClassification(HADClassifierConfig("binary", ["0", "1"], student=SMALL))
+        training = FitConfig(
+            epochs=1, batch_size=12, lr=1e-3, letters_per_pass=letters, class_weights="balanced", label_smoothing=0.1
+        )
+        Fit(model, data.train, data.valid, training, seed=0).run()
+        weights.append(model.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_training_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+    torch.manual_seed(0)
+    model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+    # At this rate nothing changes that float32 shows in the averaged weights' score.
+    fit = Fit(model, data.train, data.valid, FitConfig(epochs=50, lr=1e-30, patience=2), seed=0)
+    result = fit.run()
+    assert result.finished
+    assert result.epochs_run == result.epoch + 2 < 50

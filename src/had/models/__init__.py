@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from had.models.heads import HADForSequenceClassification
     from had.models.ntv2_verification import TeacherReport, verify_teacher
     from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
     from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
@@ -15,6 +16,7 @@ __all__ = [
     "CrossAttentionDecoder",
     "HADConfig",
     "HADForMaskedLM",
+    "HADForSequenceClassification",
     "HADModel",
     "HADOutput",
     "NTv2Teacher",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "nucleotide_transformer": ("NucleotideTransformer", "NucleotideTransformerConfig"),
     "reconstruction": ("CrossAttentionDecoder", "HADForMaskedLM"),
+    "heads": ("HADForSequenceClassification",),
     "ntv2_verification": ("TeacherReport", "verify_teacher"),
     "teacher_loading": ("load_teacher",),
     "teachers": ("NTv2Teacher", "Teacher", "check_window", "random_teacher"),

@@ -1,0 +1,49 @@
+"""Options that several commands share, and how they are laid over a recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from had.errors import UserError
+
+Recipe = Annotated[str, typer.Argument(help="A packaged recipe's name, or the path of a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key=value, dotted.")]
+Genome = Annotated[list[Path] | None, typer.Option("--genome", help="FASTA file(s), plain, gzip or bgzip.")]
+Bed = Annotated[Path | None, typer.Option(help="BED of the intervals to use; column 4 may name the split.")]
+Out = Annotated[Path, typer.Option(help="Run folder; new or empty, unless a run is resumed.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps of the whole schedule.")]
+StopAfter = Annotated[int | None, typer.Option(help="Stop once this step is done; the schedule stays the recipe's.")]
+Resume = Annotated[str | None, typer.Option(help="auto: the newest valid checkpoint of --out; or a checkpoint.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, windows, strands and masks.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the machine's.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read, written and computed; do nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no remarks.")]
+
+
+def files_and_overrides(genome: list[Path] | None, words: list[str] | None) -> tuple[list[str], list[str]]:
+    """Sort words after --genome FASTA into further FASTA files and key=value overrides."""
+    files, overrides = [str(path) for path in genome or []], []
+    for word in words or []:
+        if "=" in word and not Path(word).exists():
+            overrides.append(word)
+        elif files:
+            files.append(word)
+        else:
+            raise UserError(f"{word!r} is neither key=value nor a file after --genome")
+    return files, overrides
+
+
+def resolve_recipe(
+    recipe: str, overrides: list[str], data: dict[str, Any], top: dict[str, Any], steps: int | None
+) -> dict[str, Any]:
+    """The recipe with the command line's options and overrides laid over it; options win over the file."""
+    from had.config import apply_overrides, load_recipe
+
+    values = apply_overrides(load_recipe(recipe), overrides)
+    for section, changes in (("data", data), ("training", {"steps": steps})):
+        changes = {k: v for k, v in changes.items() if v not in (None, [])}
+        if changes:
+            values[section] = {**(values.get(section) or {}), **changes}
+    return {**values, **{k: v for k, v in top.items() if v is not None}}
