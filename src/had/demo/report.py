@@ -105,7 +105,7 @@ def summary_text(
         "promoters and other sequences that it had not been fitted on. Distilled student minus untrained student: "
         f"{gain:+.3f} [{low:+.3f}, {high:+.3f}], {told_apart}. A few minutes of pre-training need not beat an "
         "untrained network, whose random features are already a rich summary of the letters; what pre-training is "
-        "worth is measured with longer runs and their controls (`had pretrain laptop`, `had experiment`).",
+        "worth is measured with longer runs and their controls (`had pretrain laptop`, `had probe`).",
         f"Files in {out}: losses.png (the losses while it learnt), tsne.png (the test sequences as each model sees "
         "them), probes.csv (every layer, every seed), summary.json (all numbers), pretrain/ (the whole run; "
         f"pretrain/model is the student: `had.load({str(out / 'pretrain' / 'model')!r})`). "
