@@ -119,7 +119,8 @@ def demo(out: Path, options: DemoOptions | None = None) -> DemoResult | None:
     teacher = load_teacher(config.teacher.name, config.teacher.options, device, config.seed)
     if not isinstance(teacher, NTv2Teacher):
         raise UserError(f"the demo probes every layer of its teacher, and {teacher.name} is no Nucleotide Transformer")
-    say(f"had demo: about eight minutes on two CPU cores. {_about(earlier, out)}")
+    usual = options.steps is None and not options.overrides
+    say(f"had demo: {'about seven minutes on two CPU cores. ' if usual else ''}{_about(earlier, out)}")
     lock = claim(out)
     try:
         with threadpool_limits(options.threads):
@@ -205,6 +206,7 @@ def _run(
     write_summary(out, _facts(config, result, by_model, megabases))
     screen.print(layer_table(scores, chosen))
     screen.print(closing_table(chosen))
+    screen.print()
     screen.print(text, markup=False, highlight=False, soft_wrap=True)
     return result
 

@@ -95,7 +95,7 @@ def plot_panels(
     label = np.asarray(labels)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 4.15 * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 4.15 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     # One class drawn after the other would hide the first: points go down in a fixed random order, a few at a time.
     order = np.random.default_rng(0).permutation(len(label))
