@@ -7,7 +7,7 @@ import torch
 from had.dna import NucleotideTokenizer
 from had.errors import UserError
 from had.models import HADConfig, HADModel
-from had.models.embedding import LETTERS_PER_BATCH, _batches
+from had.models.embedding import LETTERS_PER_BATCH, _batches, window_starts
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[str]:
@@ -117,10 +117,61 @@ def test_unusable_sequences_are_named(model, sequences, message):
         assert isinstance(caught.value, UserError)
 
 
-def test_a_sequence_beyond_max_length_is_named():
-    model = HADModel(HADConfig(hidden_size=16, recurrent_blocks=1, intermediate_size=8, max_length=20))
-    with pytest.raises(ValueError, match="sequence 1 is 21 letters"):
-        model.embed(["A" * 20, "A" * 21])
+WINDOW = 20
+
+
+@pytest.fixture(scope="module")
+def short_sighted() -> HADModel:
+    torch.manual_seed(0)
+    return HADModel(HADConfig(hidden_size=16, recurrent_blocks=1, intermediate_size=8, max_length=WINDOW)).eval()
+
+
+@pytest.mark.parametrize("length", [1, 19, 20, 21, 29, 30, 31, 40, 41, 200, 1_001])
+def test_windows_cover_a_long_sequence_and_overlap_by_half(length):
+    starts = window_starts(length, WINDOW)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - WINDOW)
+    steps = np.diff(starts)
+    assert (steps > 0).all()
+    assert (steps <= WINDOW // 2).all()
+    # No more windows than it takes.
+    assert len(starts) == 1 + max(0, -(-(length - WINDOW) // (WINDOW // 2)))
+
+
+def letter_by_letter(model: HADModel, sequence: str, both_strands: bool) -> np.ndarray:
+    """Each letter's features from the window whose edges are farthest away."""
+    windows = []
+    for start in window_starts(len(sequence), WINDOW):
+        letters = sequence[start : start + WINDOW]
+        features = alone(model, letters)
+        if both_strands:
+            features = (features + alone(model, complement(letters))[::-1]) / 2
+        windows.append((start, features))
+    rows = []
+    for i in range(len(sequence)):
+        distance = [min(i - start, start + WINDOW - 1 - i) for start, _ in windows]
+        # Where two windows are equally good, the later one is taken.
+        best = len(distance) - 1 - int(np.argmax(distance[::-1]))
+        rows.append(windows[best][1][i - windows[best][0]])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("both_strands", [False, True])
+@pytest.mark.parametrize("length", [21, 30, 37, 100])
+def test_beyond_max_length_each_letter_is_seen_with_most_context(short_sighted, length, both_strands):
+    short, long = random_sequences([9, length], seed=length)
+    got = short_sighted.embed([long, short], pooling="none", both_strands=both_strands)
+    want = letter_by_letter(short_sighted, long, both_strands)
+    assert_near(got[0], want)
+    mean = short_sighted.embed([long, short], both_strands=both_strands)
+    assert_near(mean[0], want.mean(0))
+    assert_near(mean[1], got[1].mean(0))
+
+
+def test_the_maximum_over_a_long_sequence_is_taken_on_each_strand(short_sighted):
+    (long,) = random_sequences([53])
+    strands = [letter_by_letter(short_sighted, s, False).max(0) for s in (long, complement(long))]
+    assert_near(short_sighted.embed([long], pooling="max", both_strands=True)[0], (strands[0] + strands[1]) / 2)
 
 
 def test_a_single_string_is_no_list(model):
@@ -136,7 +187,7 @@ def test_options_out_of_range_are_refused(model, options):
 
 def test_batches_hold_every_sequence_once_and_bound_the_letters():
     lengths = [10, 100_000, 70_000, 3, 131_072, 10, 60_000, 60_000]
-    batches = list(_batches(lengths, 3))
+    batches = list(_batches(lengths, 3, 131_072))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= 3

@@ -1,6 +1,11 @@
-"""Fixed-length vectors of DNA sequences: tokenise, batch by length, pool."""
+"""Vectors of DNA sequences: tokenise, batch by length, pool.
+
+A sequence of up to ``config.max_length`` letters is read in one pass. A longer one is read in windows of that length
+which overlap by at least half; each letter's features come from the window in which it is farthest from an edge.
+"""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,10 +38,11 @@ def _encode(sequences: Sequence[str]) -> list[NDArray[np.uint8]]:
     return codes
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of sequences of similar length, a batch at a time."""
+def _batches(lengths: list[int], batch_size: int, longest: int) -> Iterator[list[int]]:
+    """Yield the indices of sequences of similar length, up to ``longest`` letters, a batch at a time."""
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+    short = (index for index, length in enumerate(lengths) if length <= longest)
+    for index in sorted(short, key=lambda i: lengths[i]):
         # Lengths rise: the newcomer is the longest of its batch.
         if batch and (len(batch) == batch_size or lengths[index] * (len(batch) + 1) > LETTERS_PER_BATCH):
             yield batch
@@ -56,6 +62,51 @@ def _features(model: "HADModel", codes: list[NDArray[np.uint8]], layer: int) -> 
     if layer == -1:
         return model(ids, mask).last_hidden_state.float()
     return model(ids, mask, output_hidden_states=True).hidden_states[layer].float()
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First letters of evenly spaced windows that cover ``length`` letters and overlap by at least half."""
+    if length <= window:
+        return [0]
+    steps = -(-(length - window) // max(1, window // 2))
+    return [i * (length - window) // steps for i in range(steps + 1)]
+
+
+def _pieces(
+    model: "HADModel", codes: NDArray[np.uint8], layer: int, both_strands: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Features (n, D) of a long sequence, stretch by stretch: each letter once, in order."""
+    window = model.config.max_length
+    starts = window_starts(len(codes), window)
+    # The border between two windows is the middle of what they share.
+    borders = [0, *((a + window + b) // 2 for a, b in pairwise(starts)), len(codes)]
+    for start, (first, last) in zip(starts, pairwise(borders), strict=True):
+        letters = codes[start : start + window]
+        features = _features(model, [letters], layer)[0]
+        if both_strands:
+            other = _features(model, [reverse_complement(letters)], layer)[0]
+            features = (features + other.flip(0)) / 2
+        yield slice(first, last), features[first - start : last - start]
+
+
+def _embed_long(
+    model: "HADModel", codes: NDArray[np.uint8], pooling: str, layer: int, both_strands: bool
+) -> NDArray[np.float32]:
+    """Embed a sequence that is longer than one pass takes; memory is that of one window, and of the result."""
+    width = model.config.hidden_size
+    if pooling == "none":
+        letters = np.empty((len(codes), width), np.float32)
+        for place, features in _pieces(model, codes, layer, both_strands):
+            letters[place] = features.cpu().numpy()
+        return letters
+    if pooling == "mean":
+        pieces = _pieces(model, codes, layer, both_strands)
+        total = sum((features.double().sum(0).cpu() for _, features in pieces), torch.zeros(width, dtype=torch.float64))
+        return (total / len(codes)).float().numpy()
+    # As for short sequences, each strand has a maximum of its own.
+    strands = [codes, reverse_complement(codes)] if both_strands else [codes]
+    maxima = [torch.stack([piece.amax(0) for _, piece in _pieces(model, s, layer, False)]).amax(0) for s in strands]
+    return torch.stack(maxima).mean(0).cpu().numpy()
 
 
 def _pool(features_BLD: Tensor, lengths: list[int], pooling: str) -> Tensor:
@@ -83,7 +134,8 @@ def embed(
     model
         The student; it stays on its device, and its training mode is restored.
     sequences
-        DNA, any mixture of lengths; lower case is read as upper case, U as T, other IUPAC letters as N.
+        DNA, any mixture of lengths; lower case is read as upper case, U as T, other IUPAC letters as N. What is
+        longer than ``config.max_length`` is read in windows that overlap by at least half.
     pooling
         ``"mean"`` or ``"max"`` over each sequence's letters, or ``"none"`` for the features of every letter.
     batch_size
@@ -103,8 +155,8 @@ def embed(
     Raises
     ------
     had.dna.tokenizers.SequenceError
-        A sequence (named by its index) is empty, has a character that is no nucleotide letter, or is longer
-        than ``config.max_length``. It is both a ``had.errors.UserError`` and a ``ValueError``.
+        A sequence (named by its index) is empty or has a character that is no nucleotide letter. It is both a
+        ``had.errors.UserError`` and a ``ValueError``.
     ValueError
         There is no sequence, or ``pooling``, ``batch_size`` or ``layer`` is out of range.
     TypeError
@@ -123,17 +175,14 @@ def embed(
     if not codes:
         raise ValueError("embed needs at least one sequence; got 0")
     lengths = [len(row) for row in codes]
-    if max(lengths) > model.config.max_length:
-        index = int(np.argmax(lengths))
-        raise SequenceError(
-            f"sequence {index} is {lengths[index]} letters long; the model takes {model.config.max_length} "
-            "(config.max_length): cut it into windows"
-        )
     results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(codes)
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(lengths, batch_size):
+        for index, row in enumerate(codes):
+            if len(row) > model.config.max_length:
+                results[index] = _embed_long(model, row, pooling, layer, both_strands)
+        for batch in _batches(lengths, batch_size, model.config.max_length):
             rows = [codes[index] for index in batch]
             sizes = [lengths[index] for index in batch]
             strands = [_features(model, rows, layer)]
