@@ -256,11 +256,23 @@ def probe(
 @app.command()
 def finetune(
     data: Annotated[
-        str, typer.Argument(help="CSV, TSV, FASTA or Parquet of labelled sequences, or a folder with train, dev, test.")
+        str,
+        typer.Argument(
+            help="CSV, TSV, FASTA or Parquet of labelled sequences, or a folder with train, dev, test; or a BED or "
+            "narrowPeak file of peaks, with --genome."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to the recipe: training.epochs=20, dotted.")
     ] = None,
+    genome: Genome = None,
+    width: Annotated[int | None, typer.Option(help="Peaks: bp of each window, around the summit or middle.")] = None,
+    negatives: Annotated[
+        int | None, typer.Option(help="Peaks: background regions for each, of its length and GC content (default 1).")
+    ] = None,
+    blacklist: Annotated[Path | None, typer.Option(help="Peaks: BED that background must not touch.")] = None,
+    valid_contig: Annotated[list[str] | None, typer.Option(help="Peaks: contig that validates.")] = None,
+    test_contig: Annotated[list[str] | None, typer.Option(help="Peaks: contig that tests.")] = None,
     out: Out = Path("runs/finetune"),
     model: Annotated[
         str | None, typer.Option(help="A pre-trained student: bundled name (default student), folder, Hub; or scratch.")
@@ -283,9 +295,11 @@ def finetune(
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a student on your labelled sequences.
+    """Fine-tune a student on your labelled sequences, or on peaks against background of like length and GC content.
 
     Example: had finetune promoters.csv --model runs/mine/model --out runs/promoters training.epochs=20
+
+    Example: had finetune peaks.narrowPeak --genome hg38.fa --width 200 --out runs/peaks
     """
     from had.config import apply_overrides, build
     from had.console import setup_logging
@@ -295,8 +309,26 @@ def finetune(
 
     setup_logging(quiet)
     names = [name.strip() for name in (labels or "").split(",") if name.strip()] or None
-    values = apply_overrides({}, overrides or [])
-    given = {"model": model, "task": task, "labels": names, "split": split, "seed": seed, "freeze": freeze or None}
+    files, changes = files_and_overrides(genome, overrides)
+    values = apply_overrides({}, changes)
+    peaks = {
+        "width": width,
+        "ratio": negatives,
+        "blacklist": blacklist and str(blacklist),
+        "valid_contigs": valid_contig,
+        "test_contigs": test_contig,
+    }
+    if peaks := {k: v for k, v in peaks.items() if v is not None}:
+        values["peaks"] = {**(values.get("peaks") or {}), **peaks}
+    given = {
+        "genome": files or None,
+        "model": model,
+        "task": task,
+        "labels": names,
+        "split": split,
+        "seed": seed,
+        "freeze": freeze or None,
+    }
     values |= {"data": data, **{k: v for k, v in given.items() if v is not None}}
     training = {k: v for k, v in {"epochs": epochs, "lr": lr}.items() if v is not None}
     values["training"] = {**(values.get("training") or {}), **training}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +34,8 @@ HELD_OUT_PART = 20
 """Without a split or named contigs, the last 1/20 of a record is held out …"""
 HELD_OUT_WINDOWS = 100
 """… if the record is at least this many windows long."""
+BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
+"""Names of files of intervals end so, perhaps with ``.gz`` after it, in any case."""
 _DIGITS = re.compile(r"[0-9]+", re.ASCII)
 
 
@@ -76,11 +79,11 @@ def read_bed(path: str | PathLike[str], genome: Genome) -> list[Interval]:
     words: list[str] = []
     text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
     for line, row in enumerate(text.splitlines(), start=1):
-        if not row.strip() or row.startswith("#") or row.split(maxsplit=1)[0] in ("track", "browser"):
+        if not has_interval(row):
             continue
-        interval, word = _parse_row(row, f"{path}, line {line:,}", line, genome)
+        interval, columns = parse_bed_row(row, f"{path}, line {line:,}", line, genome)
         rows.append(interval)
-        words.append(word)
+        words.append(columns[3] if len(columns) > 3 else "")
     if not rows:
         raise UserError(f"{path} has no interval; give rows of contig, start and end")
     splits = [_SPLIT_OF_WORD.get(word.lower()) for word in words]
@@ -95,7 +98,24 @@ def read_bed(path: str | PathLike[str], genome: Genome) -> list[Interval]:
     return [replace(interval, split=split) for interval, split in zip(rows, splits, strict=True)]
 
 
-def _parse_row(row: str, where: str, line: int, genome: Genome) -> tuple[Interval, str]:
+def is_bed(path: Path) -> bool:
+    """Whether a file's name is that of a BED, narrowPeak or broadPeak file, plain or gzip."""
+    return path.name.lower().removesuffix(".gz").endswith(BED_SUFFIXES)
+
+
+def has_interval(row: str) -> bool:
+    """Whether a line of a BED file is a row, and no blank, comment, ``track`` or ``browser`` line."""
+    return bool(row.strip()) and not row.startswith("#") and row.split(maxsplit=1)[0] not in ("track", "browser")
+
+
+def parse_bed_row(row: str, where: str, line: int, genome: Genome) -> tuple[Interval, list[str]]:
+    """Interval of a BED row, and its columns as text.
+
+    Raises
+    ------
+    had.errors.UserError
+        As `read_bed`; ``where`` begins the message.
+    """
     columns = [column.strip() for column in row.split("\t")] if "\t" in row else row.split()
     if len(columns) < 3:
         raise UserError(f"{where}: a row has contig, start and end, separated by tabs; got {row[:60]!r}")
@@ -116,7 +136,7 @@ def _parse_row(row: str, where: str, line: int, genome: Genome) -> tuple[Interva
             f"{where}: the end {end:,} lies beyond the end of {name} ({contig.length:,} bp); "
             "is this BED made for another assembly?"
         )
-    return Interval(name, start, end, None, line), columns[3] if len(columns) > 3 else ""
+    return Interval(name, start, end, None, line), columns
 
 
 def make_splits(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from had.console import progress, say
 from had.dna.alphabet import N, decode, encode_bytes, reverse_complement
 from had.dna.genome import Genome
+from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
 from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
 from had.errors import UserError
@@ -22,13 +23,11 @@ from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_data import Part
 from had.training.finetuning_scores import predict_logits
 
-BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 _RECORDS = 512
 _LETTERS = 1 << 20
 """Letters, and records, that are in memory at once (or one record)."""
 _MOST_IDS = 2_000_000
 """Ids that are remembered to count repeated ones."""
-_TRACK_LINES = ("#", "track", "browser")
 
 
 def predict(
@@ -124,15 +123,14 @@ def predict(
 
 def _open(path: Path, genome: str | PathLike[str] | None, quiet: bool) -> Iterator[Record]:
     """Records of the input; the genome is opened, and absent files found, before anything is written."""
-    name = path.name.lower().removesuffix(".gz")
-    is_bed = name.endswith(BED_SUFFIXES)
+    intervals = is_bed(path)
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a file of sequences")
-    if is_bed and genome is None:
+    if intervals and genome is None:
         raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
     if genome is None:
         return iterate_records(path, need_label=False)
-    if not is_bed:
+    if not intervals:
         raise UserError(f"--genome goes with intervals ({', '.join(BED_SUFFIXES)}); {path} is none of these")
     return bed_records(path, Genome.open(genome, progress=not quiet))
 
@@ -147,7 +145,7 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
     """
     number = 0
     for line, text in enumerate(text_lines(path), start=1):
-        if not text.strip() or text.startswith(_TRACK_LINES):
+        if not has_interval(text):
             continue
         fields = text.rstrip("\r\n").split("\t")
         if len(fields) < 3 or not (fields[1].strip().isdecimal() and fields[2].strip().isdecimal()):

@@ -179,9 +179,9 @@ def embed(
     was_training = model.training
     model.eval()
     try:
-        for index, row in enumerate(codes):
-            if len(row) > model.config.max_length:
-                results[index] = _embed_long(model, row, pooling, layer, both_strands)
+        for index, letters_of_one in enumerate(codes):
+            if len(letters_of_one) > model.config.max_length:
+                results[index] = _embed_long(model, letters_of_one, pooling, layer, both_strands)
         for batch in _batches(lengths, batch_size, model.config.max_length):
             rows = [codes[index] for index in batch]
             sizes = [lengths[index] for index in batch]

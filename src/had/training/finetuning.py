@@ -16,7 +16,9 @@ import torch
 
 from had.config import to_dict
 from had.console import progress, say
+from had.dna.intervals import BED_SUFFIXES, is_bed
 from had.dna.labelled_tasks import UNSEEN
+from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
 from had.metrics import confusion_matrix
@@ -26,6 +28,7 @@ from had.models.student import HADConfig, HADModel
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_data import FinetuningData, Part, load_data
 from had.training.finetuning_loop import Fit, FitConfig, FitResult, chosen_metric
+from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
@@ -39,7 +42,12 @@ class FinetuneConfig:
     """What is fine-tuned on what."""
 
     data: str
-    """A CSV, TSV, FASTA or Parquet file of labelled sequences, or a folder with train, dev and test files."""
+    """A CSV, TSV, FASTA or Parquet file of labelled sequences, or a folder with train, dev and test files; with genome,
+    a BED or narrowPeak file of peaks."""
+    genome: list[str] = field(default_factory=list)
+    """FASTA file(s) that peaks are of."""
+    peaks: PeaksConfig = field(default_factory=PeaksConfig)
+    """What peaks are told from."""
     model: str = DEFAULT_MODEL
     """A pre-trained student: bundled name, folder, Hub name; or scratch: the same network with fresh weights."""
     freeze: bool = False
@@ -52,8 +60,8 @@ class FinetuneConfig:
     """Where the user gave no validation rows: auto (by locus where there are coordinates), locus or random."""
     valid_fraction: float = 0.1
     """Share of the training rows held out for validation where the user gave none."""
-    test_fraction: float = 0.0
-    """Share of the training rows held out as a test where the user gave none."""
+    test_fraction: float | None = None
+    """Share of the training rows held out as a test where the user gave none; null: 0, and 0.1 for peaks."""
     max_length: int = 10_000
     """Longer sequences are cut to their middle, in bp."""
     seed: int = 0
@@ -67,6 +75,8 @@ class FinetuneConfig:
         """Refuse what has no meaning with a UserError."""
         for name, least in (("valid_fraction", False), ("test_fraction", True)):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not 0 <= value < 1 or (value == 0 and not least):
                 raise UserError(f"{name} is a share between 0 and 1; got {value}")
         if self.max_length < 1:
@@ -102,19 +112,10 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     keep_freed_memory()
     set_threads(options.threads)
     device = choose_device(options.device)
-    data = load_data(
-        Path(config.data),
-        task=config.task,
-        label_columns=config.labels,
-        split=config.split,
-        valid_fraction=config.valid_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-        max_length=config.max_length,
-    )
+    data, peaks = read_data(config, progress=not options.quiet)
     # Loaded before the folder is made: a wrong name must leave nothing behind.
     model, digest = build_model(config, data, device)
-    for line in _describe(config, data, model):
+    for line in [*_describe(config, data, model), *(peaks.notes if peaks else [])]:
         say(line)
     if options.dry_run:
         say(f"would write {out}/model, metrics.json and pictures; nothing was written")
@@ -128,16 +129,57 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
         seed=config.seed,
         threads=torch.get_num_threads(),
         # Checked by their content instead: files may move.
-        may_differ={"data", "model"},
+        may_differ={"data", "model", "genome"},
     )
     try:
         for note in run.notes:
             say(note)
+        if peaks is not None:
+            say(f"regions are in {' and '.join(map(str, write_regions(peaks, run.path)))}")
         return _run(config, data, model, run, options)
     except OSError as error:
         raise RunFault(f"{error.filename or out}: {error.strerror or error}. {run.saved_sentence()}") from error
     finally:
         run.close()
+
+
+def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[FinetuningData, PeakSet | None]:
+    """The configured data made ready, and the regions where they are peaks of a genome.
+
+    Raises
+    ------
+    UserError
+        If a file cannot be used, or peaks come without genome.
+    """
+    path = Path(config.data)
+    if is_bed(path):
+        if not config.genome:
+            raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
+        if config.task not in ("auto", "binary"):
+            raise UserError(f"peaks against background are a binary task; got --task {config.task}")
+        return load_peaks(
+            path,
+            config.genome,
+            config.peaks,
+            valid_fraction=config.valid_fraction,
+            test_fraction=0.1 if config.test_fraction is None else config.test_fraction,
+            seed=config.seed,
+            max_length=config.max_length,
+            progress=progress,
+        )
+    if config.genome:
+        raise UserError(f"--genome goes with peaks ({', '.join(BED_SUFFIXES)}); {path} is none of these")
+    data = load_data(
+        path,
+        task=config.task,
+        label_columns=config.labels,
+        split=config.split,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction or 0.0,
+        seed=config.seed,
+        max_length=config.max_length,
+    )
+    return data, None
 
 
 def build_model(

@@ -108,18 +108,51 @@ def load_data(
     given, dropped, digests = _read(path, label_columns)
     if not given.get("train"):
         raise UserError(f"{path} has no training rows; name a file, or a folder with a train file")
+    return prepare_rows(
+        given,
+        dropped,
+        digests,
+        str(path),
+        task=task,
+        label_columns=label_columns,
+        split=split,
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        max_length=max_length,
+    )
+
+
+def prepare_rows(
+    given: dict[str, list[LabelledRow]],
+    dropped: dict[str, list[DroppedRow]],
+    digests: dict[str, str],
+    source: str,
+    *,
+    how: str = "the user's validation rows",
+    task: str = "auto",
+    label_columns: Sequence[str] = (),
+    split: str = "auto",
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    max_length: int = 10_000,
+) -> FinetuningData:
+    """Rows by split (train, and perhaps dev and test) as `load_data` makes them ready; the rest as there.
+
+    ``source`` names the data in messages, ``how`` says how the dev rows, where there are any, were chosen.
+    """
     for name in ("train", "dev"):
         # A test row of N alone stays: whatever the model says of it counts, as in published scores.
         if name in given:
             given[name] = _with_letters(given[name], dropped.setdefault(name, []))
-    decided = decide_task(given["train"], task, label_columns, str(path))
-    how = "the user's validation rows"
+    decided = decide_task(given["train"], task, label_columns, source)
     own_dev = bool(given.get("dev"))
     if not own_dev:
         train, dev, how = _hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
         given |= {"train": train, "dev": dev}
         if decided.kind in ("binary", "multiclass"):
-            decided = decide_task(given["train"], decided.kind, label_columns, f"{path}, training part")
+            decided = decide_task(given["train"], decided.kind, label_columns, f"{source}, training part")
     if test_fraction and not given.get("test"):
         train, test, said = _hold_out(given["train"], decided, split, test_fraction, seed + 1, "test")
         given |= {"train": train, "test": test}
@@ -129,7 +162,7 @@ def load_data(
     for name, rows in given.items():
         codes = [_codes(row.sequence) for row in rows]
         cut += sum(len(row) > max_length for row in codes)
-        parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, str(path)))
+        parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, source))
     seen = {_key(codes) for name in (("train",) if own_dev else ("train", "dev")) for codes in parts[name].codes}
     test_part = parts.get("test")
     tested = test_part.codes if test_part is not None else []

@@ -1,0 +1,233 @@
+"""Peaks and their background: windows, matched lengths and GC content, splits by contig, what is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from had.dna.background import gc_shares, matched_background
+from had.dna.genome import Genome
+from had.dna.peaks import (
+    BACKGROUND,
+    PEAK,
+    Region,
+    peaks_with_background,
+    read_peaks,
+    split_contigs,
+    split_positions,
+)
+from had.errors import UserError
+
+
+def letters(n: int, seed: int, gc: float = 0.5) -> str:
+    p = [(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]
+    return "".join(np.random.default_rng(seed).choice(list("ACGT"), n, p=p))
+
+
+@pytest.fixture(scope="module")
+def sequences() -> dict[str, str]:
+    """Contigs with rich and poor halves, and a gap."""
+    return {f"chr{i}": letters(20_000, 2 * i, 0.35) + "N" * 500 + letters(20_000, 2 * i + 1, 0.65) for i in range(1, 6)}
+
+
+@pytest.fixture(scope="module")
+def genome(sequences: dict[str, str]) -> Genome:
+    return Genome.from_sequences(sequences)
+
+
+def write(path: Path, *rows: str) -> Path:
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def peaks_file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(5)
+    rows = []
+    for i in range(150):
+        start = int(rng.integers(0, 40_000))
+        rows.append(f"chr{1 + i % 5}\t{start}\t{start + int(rng.integers(80, 300))}\tp{i}")
+    return write(tmp_path / "peaks.bed", *rows)
+
+
+def gc_of(text: str) -> float:
+    known = [letter for letter in text if letter in "ACGT"]
+    return sum(letter in "GC" for letter in known) / len(known)
+
+
+class TestReading:
+    def test_intervals_as_written_keep_their_names(self, genome: Genome, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "a.bed", "# made by hand", "track name=x", "chr2\t10\t25\tfirst", "chr1\t7\t9", "chr1\t8\t12\t."
+        )
+        spans, names, notes = read_peaks(path, genome)
+        offset = genome.contig("chr2").offset
+        assert spans.tolist() == [[offset + 10, offset + 25], [7, 9], [8, 12]]
+        assert names == ["first", "line_4", "line_5"]
+        assert notes == []
+
+    @pytest.mark.parametrize(("width", "want"), [(20, [120, 140]), (21, [120, 141]), (1, [130, 131])])
+    def test_a_width_is_laid_around_the_summit(
+        self, genome: Genome, tmp_path: Path, width: int, want: list[int]
+    ) -> None:
+        path = write(tmp_path / "a.narrowPeak", "chr1\t100\t200\tp\t0\t.\t1\t1\t1\t30")
+        assert read_peaks(path, genome, width)[0].tolist() == [want]
+
+    @pytest.mark.parametrize("row", ["chr1\t100\t200\tp\t0\t.\t1\t1\t1\t-1", "chr1\t100\t200"])
+    def test_without_a_summit_it_is_laid_around_the_middle(self, genome: Genome, tmp_path: Path, row: str) -> None:
+        assert read_peaks(write(tmp_path / "a.narrowPeak", row), genome, 10)[0].tolist() == [[145, 155]]
+
+    def test_what_is_left_out_is_said(self, genome: Genome, tmp_path: Path) -> None:
+        rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190", "chr1\t20100\t20300"]
+        spans, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
+        assert spans.tolist() == [[110, 190]]
+        assert [note.split(" (")[1] for note in notes] == ["line 1)", "line 3)", "line 4)"]
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            (["chr1\t0\t40600"], "line 1: the end 40,600"),
+            (["chr1\t0\t10", "1\t5\t9"], "line 2.*did you mean 'chr1'"),
+            (["chr1\tx\t10"], "the start 'x'"),
+            (["# nothing"], "no usable peak"),
+        ],
+    )
+    def test_unusable_files_are_named(self, genome: Genome, tmp_path: Path, rows: list[str], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            read_peaks(write(tmp_path / "a.bed", *rows), genome)
+
+
+def test_gc_shares_are_those_of_the_letters(genome: Genome, sequences: dict[str, str]) -> None:
+    rng = np.random.default_rng(0)
+    text = "".join(sequences.values())
+    starts = rng.integers(0, len(text) - 600, 300)
+    lengths = rng.integers(1, 600, 300)
+    got = gc_shares(genome, starts, lengths)
+    for start, length, share in zip(starts, lengths, got, strict=True):
+        part = text[start : start + length]
+        assert np.isnan(share) if set(part) == {"N"} else share == pytest.approx(gc_of(part))
+
+
+class TestBackground:
+    def test_it_has_the_peaks_lengths_and_gc_and_touches_nothing(
+        self, genome: Genome, sequences: dict[str, str], peaks_file: Path, tmp_path: Path
+    ) -> None:
+        blacklist = write(tmp_path / "black.bed", "chr1\t0\t15000", "chrOther\t1\t2")
+        found = peaks_with_background(peaks_file, genome, blacklist=blacklist, ratio=2)
+        peaks = [region for region in found.regions if region.label == PEAK]
+        background = [region for region in found.regions if region.label == BACKGROUND]
+        assert len(background) == 2 * len(peaks)
+        by_name = {peak.name: peak for peak in peaks}
+        taken: dict[str, np.ndarray] = {name: np.zeros(len(text), dtype=int) for name, text in sequences.items()}
+        for peak in peaks:
+            taken[peak.contig][peak.start : peak.end] = 1
+        taken["chr1"][:15_000] = 1
+        for region in background:
+            peak = by_name[region.name]
+            text = sequences[region.contig][region.start : region.end]
+            assert len(text) == peak.end - peak.start
+            assert set(text) <= set("ACGT")
+            assert region.gc == pytest.approx(gc_of(text))
+            assert abs(region.gc - peak.gc) <= 0.02 + 1e-9
+            assert region.split == peak.split
+            assert not taken[region.contig][region.start : region.end].any()
+            taken[region.contig][region.start : region.end] = 1
+
+    def test_the_gc_content_of_random_places_would_not_match(self, genome: Genome, peaks_file: Path) -> None:
+        """So the test above sees the matching, not the genome's own mean."""
+        regions = peaks_with_background(peaks_file, genome, tolerance=1.0).regions
+        peaks = [r.gc for r in regions if r.label == PEAK]
+        spread = np.abs(np.array(peaks) - np.random.default_rng(0).permutation(peaks))
+        assert (spread > 0.02).mean() > 0.5
+
+    def test_equal_seeds_draw_equal_regions(self, genome: Genome, peaks_file: Path) -> None:
+        first, second, other = (peaks_with_background(peaks_file, genome, seed=seed).regions for seed in (3, 3, 4))
+        assert first == second
+        assert first != other
+
+    def test_where_no_place_is_near_enough_the_nearest_is_taken_and_said(self, tmp_path: Path) -> None:
+        genome = Genome.from_sequences({"a": "GC" * 50 + letters(5_000, 1, 0.3)})
+        found = peaks_with_background(write(tmp_path / "p.bed", "a\t0\t100"), genome)
+        assert [region.label for region in found.regions] == [PEAK, BACKGROUND]
+        assert "differ from their peak's GC content" in found.notes[0]
+
+    def test_a_genome_too_small_for_all_gives_what_it_has(self, tmp_path: Path) -> None:
+        genome = Genome.from_sequences({"a": letters(1_000, 1)})
+        rows = [f"a\t{start}\t{start + 100}" for start in range(0, 800, 100)]
+        found = peaks_with_background(write(tmp_path / "p.bed", *rows), genome, tolerance=1.0)
+        background = [region for region in found.regions if region.label == BACKGROUND]
+        assert 1 <= len(background) <= 2
+        assert "could not be placed" in found.notes[0]
+
+    def test_no_room_at_all_is_an_error(self, tmp_path: Path) -> None:
+        genome = Genome.from_sequences({"a": letters(100, 1)})
+        with pytest.raises(UserError, match="no room for background"):
+            peaks_with_background(write(tmp_path / "p.bed", "a\t0\t90"), genome)
+
+    def test_nothing_allowed_gives_nothing(self, genome: Genome) -> None:
+        starts, shares = matched_background(
+            genome, np.zeros((0, 2), dtype=np.int64), np.array([10]), np.array([0.5]), 0.02, 0
+        )
+        assert starts.tolist() == [-1]
+        assert np.isnan(shares).all()
+
+
+COUNTS = {"chr1": 50, "chr2": 40, "chr3": 10, "chr4": 12, "chr5": 9}
+
+
+class TestSplit:
+    def test_drawn_contigs_hold_about_the_wanted_share(self) -> None:
+        for seed in range(20):
+            split = split_contigs(COUNTS, [], [], (0.1, 0.1), seed)
+            for part in ("dev", "test"):
+                held = sum(COUNTS[name] for name, own in split.items() if own == part)
+                assert 9 <= held <= 24
+
+    def test_named_contigs_decide(self) -> None:
+        split = split_contigs(COUNTS, ["chr2"], ["chr1"], (0.1, 0.1), 0)
+        assert split == {"chr1": "test", "chr2": "dev", "chr3": "train", "chr4": "train", "chr5": "train"}
+
+    def test_one_contig_always_trains(self) -> None:
+        assert split_contigs({"a": 5}, [], [], (0.5, 0.4), 0) == {"a": "train"}
+        assert "train" in split_contigs({"a": 5, "b": 5, "c": 5}, [], [], (0.4, 0.4), 0).values()
+
+    def test_all_regions_of_a_contig_are_in_one_split(self, genome: Genome, peaks_file: Path) -> None:
+        found = peaks_with_background(peaks_file, genome, valid_contigs=["chr2"], test_contigs=["chr4"])
+        assert {(r.contig, r.split) for r in found.regions} == {
+            ("chr1", "train"), ("chr2", "dev"), ("chr3", "train"), ("chr4", "test"), ("chr5", "train")
+        }  # fmt: skip
+        assert re.fullmatch(r"by contig: validation chr2 \(\d\d.\d % of the peaks\); test chr4 \(.*\)", found.split)
+        assert isinstance(found.regions[0], Region)
+
+    def test_a_contig_cannot_do_both(self, genome: Genome, peaks_file: Path) -> None:
+        with pytest.raises(UserError, match="chr2"):
+            peaks_with_background(peaks_file, genome, valid_contigs=["chr2"], test_contigs=["chr2"])
+
+    def test_borders_by_position_cut_no_peak(self) -> None:
+        rng = np.random.default_rng(1)
+        for _ in range(100):
+            n = int(rng.integers(1, 40))
+            start = rng.integers(0, 1_000, n)
+            spans = np.stack([start, start + rng.integers(1, 60, n)], axis=1)
+            valid, test = split_positions(spans, (0.2, 0.1))
+            assert valid <= test
+            for border in (valid, test):
+                assert not ((spans[:, 0] < border) & (spans[:, 1] > border)).any()
+            assert (spans[:, 1] <= valid).any()
+
+    def test_borders_lie_where_the_fractions_are_reached(self) -> None:
+        spans = np.array([[10 * i, 10 * i + 5] for i in range(100)])
+        assert split_positions(spans, (0.2, 0.1)) == (700, 900)
+        assert split_positions(spans, (0.2, 0.0)) == (800, np.iinfo(np.int64).max)
+
+    def test_one_contig_is_cut_by_position(self, genome: Genome, tmp_path: Path) -> None:
+        rows = [f"chr3\t{start}\t{start + 50}" for start in range(0, 20_000, 200)]
+        found = peaks_with_background(write(tmp_path / "p.bed", *rows), genome)
+        assert found.split.startswith("by position")
+        by_split = {
+            split: [(r.start, r.end) for r in found.regions if r.split == split] for split in ("train", "dev", "test")
+        }
+        assert [len(by_split[split]) for split in ("train", "dev", "test")] == [160, 20, 20]
+        assert max(end for _, end in by_split["train"]) <= min(start for start, _ in by_split["dev"])
+        assert max(end for _, end in by_split["dev"]) <= min(start for start, _ in by_split["test"])

@@ -1,0 +1,107 @@
+"""Fine-tuning on peaks: rows, files of regions, and what is refused before anything is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from had.errors import UserError
+from had.models.student import HADConfig
+from had.training.finetuning import FinetuneConfig, finetune, read_data
+from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_peaks import PeaksConfig
+from had.training.runs import RunOptions
+
+SMALL = HADConfig(
+    hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8
+)
+OPTIONS = RunOptions(device="cpu", threads=1, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A genome of four contigs, and peaks that all hold one motif."""
+    folder = tmp_path_factory.mktemp("peaks")
+    rng = np.random.default_rng(0)
+    rows, records = [], []
+    for c in range(4):
+        contig = rng.choice(list("ACGT"), 20_000)
+        for i in range(30):
+            start = 40 + 600 * i
+            contig[start + 20 : start + 32] = list("CCGATATCGGCC")
+            rows.append(f"c{c}\t{start}\t{start + 60}\tp{c}_{i}")
+        records.append(f">c{c}\n{''.join(contig)}\n")
+    (folder / "g.fa").write_text("".join(records))
+    (folder / "p.bed").write_text("\n".join(rows) + "\n")
+    return folder / "p.bed", folder / "g.fa"
+
+
+def config(files: tuple[Path, Path], **changes) -> FinetuneConfig:
+    given = {"student": SMALL, "training": FitConfig(epochs=1, batch_size=16, lr=1e-2), **changes}
+    return FinetuneConfig(str(files[0]), [str(files[1])], model="scratch", **given)
+
+
+def test_contigs_are_held_out_and_labels_are_peak_and_background(files: tuple[Path, Path]) -> None:
+    peaks = PeaksConfig(valid_contigs=["c1"], test_contigs=["c3"])
+    data, found = read_data(config(files, peaks=peaks))
+    assert found is not None
+    assert data.task.classes == ("background", "peak")
+    assert data.test is not None
+    assert [len(data.train), len(data.valid), len(data.test)] == [120, 60, 60]
+    assert data.train.targets.sum() == 60
+    assert data.split.startswith("by contig: validation c1")
+
+
+def test_a_single_contig_is_split_by_position(files: tuple[Path, Path], tmp_path: Path) -> None:
+    bed = tmp_path / "one.bed"
+    bed.write_text("".join(line + "\n" for line in files[0].read_text().splitlines() if line.startswith("c0\t")))
+    data, _ = read_data(config((bed, files[1])))
+    assert "by position" in data.split
+    assert data.test is not None
+    assert [len(data.train), len(data.valid), len(data.test)] == [48, 6, 6]
+
+
+def test_a_run_leaves_regions_for_others(files: tuple[Path, Path], tmp_path: Path) -> None:
+    finetune(config(files), tmp_path / "run", OPTIONS)
+    header, *rows = (tmp_path / "run/background.bed").read_text().splitlines()
+    assert header.split("\t") == ["#chrom", "start", "end", "name", "score", "strand", "split", "gc"]
+    assert len(rows) == 120
+    assert len((tmp_path / "run/peaks.bed").read_text().splitlines()) == 121
+    facts = json.loads((tmp_path / "run/metrics.json").read_text())["data"]
+    parts = {name: sum(row.split("\t")[6] == name for row in rows) for name in ("train", "dev", "test")}
+    assert {name: 2 * n for name, n in parts.items() if n} == {
+        name: fact["rows"] for name, fact in facts.items() if isinstance(fact, dict)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genome": []}, "--genome"),
+        ({"task": "regression"}, "binary"),
+        ({"peaks": PeaksConfig(valid_contigs=["c0", "c1"], test_contigs=["c2", "c3"])}, "none is left to train on"),
+        ({"peaks": PeaksConfig(blacklist="absent.bed")}, "absent.bed"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    files: tuple[Path, Path], tmp_path: Path, changes: dict, message: str
+) -> None:
+    wrong = config(files)
+    for name, value in changes.items():
+        setattr(wrong, name, value)
+    with pytest.raises(UserError, match=message):
+        finetune(wrong, tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_genome_without_peaks_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("sequence,label\nACGT,1\n")
+    with pytest.raises(UserError, match="goes with peaks"):
+        read_data(config((tmp_path / "rows.csv", files[1])))
+
+
+@pytest.mark.parametrize("changes", [{"width": 0}, {"ratio": 0}, {"gc_tolerance": -0.1}])
+def test_settings_without_meaning_are_refused(changes: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(changes))):
+        PeaksConfig(**changes)
