@@ -122,6 +122,14 @@ splat16 = _make_splat(16)
 splat32 = _make_splat(32)
 
 
+def _fma(builder, a, b, c):
+    # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
+    vector = a.type
+    name = f"llvm.fmuladd.v{vector.count}{vector.element.intrinsic_name}"
+    function_type = ir.FunctionType(vector, [vector] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), (a, b, c))
+
+
 @intrinsic
 def add(typingctx, a, b):
     """Lane-wise sum."""
@@ -135,17 +143,57 @@ def mul(typingctx, a, b):
 
 
 @intrinsic
+def sub(typingctx, a, b):
+    """Lane-wise difference."""
+    return a(a, b), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
 def fma(typingctx, a, b, c):
     """Lane-wise ``a * b + c``, fused where the processor can."""
 
-    def codegen(context, builder, signature, args):
-        # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
-        vector = args[0].type
-        name = f"llvm.fmuladd.v{vector.count}{vector.element.intrinsic_name}"
-        function_type = ir.FunctionType(vector, [vector] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+    return a(a, b, c), lambda context, builder, signature, args: _fma(builder, *args)
 
-    return a(a, b, c), codegen
+
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_EXP_SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_ROUND = 12582912.0
+"""1.5 · 2^23: a float32 below 2^22 that is added to it is rounded to an integer, found in the lowest bits."""
+
+
+@intrinsic
+def sigmoid(typingctx, a):
+    """Lane-wise ``1 / (1 + exp(-a))`` of float32; a NaN gives some number, so multiply by ``a`` where that matters.
+
+    The exponential is that of Cephes (S. Moshier): 2^n exp(r) with r within ln 2 / 2 of 0, and a polynomial for exp(r),
+    right to two units in the last place.
+    """
+    if not isinstance(a, Lanes) or a.scalar != types.float32:
+        return None
+
+    def codegen(context, builder, signature, args):
+        vector = args[0].type
+        whole = ir.VectorType(ir.IntType(32), vector.count)
+
+        def every(number):
+            return ir.Constant(vector, [number] * vector.count)
+
+        x = builder.fneg(args[0])
+        # From -87 to 88, 2^n is a normal number; beyond, the sigmoid is 0 or 1 to within 1e-37.
+        for bound, beyond in ((every(88.0), ">"), (every(-87.0), "<")):
+            x = builder.select(builder.fcmp_ordered(beyond, x, bound), bound, x)
+        shifted = _fma(builder, x, every(1.4426950408889634), every(_ROUND))
+        n = builder.fsub(shifted, every(_ROUND))
+        r = _fma(builder, n, every(-_LN2_HIGH), x)
+        r = _fma(builder, n, every(-_LN2_LOW), r)
+        series = every(_EXP_SERIES[0])
+        for term in (*_EXP_SERIES[1:], 1.0, 1.0):
+            series = _fma(builder, series, r, every(term))
+        bits = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [23] * vector.count))
+        power = builder.bitcast(builder.add(bits, ir.Constant(whole, [127 << 23] * vector.count)), vector)
+        return builder.fdiv(every(1.0), _fma(builder, series, power, every(1.0)))
+
+    return a(a), codegen
 
 
 def _shuffle(builder, a, b, indices):
