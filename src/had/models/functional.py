@@ -36,11 +36,6 @@ def uses_kernels(x: Tensor, *widths: int) -> bool:
     )
 
 
-def _keeps(*tensors: Tensor) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of ``x`` (..., d) over its last axis, times ``weight`` (d,)."""
     return rms_norm_beside(x, weight, eps)[1]
@@ -49,7 +44,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x`` for the residual connection, and its normalised form; the backward pass sums the two gradients."""
     if uses_kernels(x, x.shape[-1]):
-        return fused.RMSNormBeside.apply(x, weight, eps)
+        return fused.rms_norm_beside(x, weight, eps)
     return x, F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
@@ -68,8 +63,7 @@ def gated_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, residual: Tensor | None = 
     ``x`` (..., d), ``w_in`` (2·hidden, d), ``w_out`` (d_out, hidden); returns (..., d_out).
     """
     if uses_kernels(x, w_out.shape[1]):
-        keep = _keeps(x, w_in, w_out)
-        return fused.GatedMLP.apply(x, w_in, w_out, residual, keep)
+        return fused.gated_mlp(x, w_in, w_out, residual)
     gate, up = F.linear(x, w_in).chunk(2, dim=-1)
     return project(F.silu(gate) * up, w_out, residual)
 
@@ -150,8 +144,7 @@ def project_both_ways(
     """
     if uses_kernels(x_BLD, *channels):
         lengths = None if padding is None else padding.lengths
-        keep = _keeps(x_BLD, w_in, conv_weight, A_log, dt_bias)
-        return fused.ProjectBothWays.apply(x_BLD, w_in, conv_weight, A_log, dt_bias, channels, lengths, keep)
+        return fused.project_both_ways(x_BLD, w_in, conv_weight, A_log, dt_bias, channels, lengths)
     both = torch.stack((x_BLD, reverse_letters(x_BLD, padding))).flatten(1, 2)
     own_rows = sum(channels) + 2 * A_log.shape[1]
     weight_2DR = w_in[: 2 * own_rows].unflatten(0, (2, own_rows)).transpose(1, 2)
@@ -166,7 +159,8 @@ def merge_directions(
 ) -> Tensor:
     """Normalise each head's output, turn the reverse direction round, sum, times SiLU(gate): (B, L, H·V)."""
     if uses_kernels(gate_BLC, o_2BLHV.shape[-1]) and o_2BLHV.dtype == gate_BLC.dtype:
-        return fused.MergeDirections.apply(o_2BLHV, weight_2V, gate_BLC, eps, padding and padding.lengths)
+        lengths = None if padding is None else padding.lengths
+        return fused.merge_directions(o_2BLHV, weight_2V, gate_BLC, eps, lengths)
     o = [rms_norm(own, weight, eps).flatten(2) for own, weight in zip(o_2BLHV, weight_2V, strict=True)]
     return (o[0] + reverse_letters(o[1], padding)) * F.silu(gate_BLC)
 
@@ -185,6 +179,6 @@ def project_rotated(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor) -> t
     """
     width = len(w_in) // (3 * heads)
     if uses_kernels(x_BLD, width // 2) and width % 2 == 0:
-        return fused.ProjectRotated.apply(x_BLD, w_in, heads, table)
+        return fused.project_rotated(x_BLD, w_in, heads, table)
     q, k, v = F.linear(x_BLD, w_in).unflatten(-1, (3, heads, width)).unbind(2)
     return tuple(piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))

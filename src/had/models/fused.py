@@ -22,14 +22,20 @@ PIECE_LETTERS = 1024
 
 
 def _flat(x: Tensor) -> NDArray[Any]:
-    return x.detach().reshape(-1).numpy()
+    # Not reshape: it may give a view with a stride, of which the kernels know nothing.
+    return x.detach().contiguous().view(-1).numpy()
+
+
+def _keeps(*tensors: Tensor) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _row_units(rows: int) -> int:
     return -(-rows // int(load_kernels("row_kernels").ROWS))
 
 
-class RMSNormBeside(torch.autograd.Function):
+class _RMSNormBeside(torch.autograd.Function):
     """``x`` itself and its normalised form, so that the gradient of both is summed in the same pass."""
 
     @staticmethod
@@ -58,7 +64,7 @@ class RMSNormBeside(torch.autograd.Function):
         return dx, d_weight.sum(0), None
 
 
-class GatedMLP(torch.autograd.Function):
+class _GatedMLP(torch.autograd.Function):
     """The gated MLP, and its residual connection where there is one."""
 
     @staticmethod
@@ -93,7 +99,11 @@ class GatedMLP(torch.autograd.Function):
         grad_ND = grad.reshape(n, -1)
         d_x, d_in, d_out = torch.empty_like(x_ND), torch.zeros_like(w_in), torch.zeros_like(w_out)
         shape = min(n, PIECE_LETTERS), hidden
-        d_products, products, d_boths = both.new_empty(shape), both.new_empty(shape), both.new_empty(shape[0], 2 * hidden)
+        d_products, products, d_boths = (
+            both.new_empty(shape),
+            both.new_empty(shape),
+            both.new_empty(shape[0], 2 * hidden),
+        )
         for first in range(0, n, PIECE_LETTERS):
             rows = slice(first, min(first + PIECE_LETTERS, n))
             length = rows.stop - first
@@ -107,7 +117,7 @@ class GatedMLP(torch.autograd.Function):
         return d_x.view(*grad.shape[:-1], -1), d_in, d_out, grad if ctx.needs_input_grad[3] else None, None
 
 
-class ProjectBothWays(torch.autograd.Function):
+class _ProjectBothWays(torch.autograd.Function):
     """Projection, convolution, SiLU and gates of both directions, and the projection of the output gate."""
 
     @staticmethod
@@ -172,7 +182,7 @@ class ProjectBothWays(torch.autograd.Function):
         return d_x.view(B, L, -1), d_in, d_conv, d_rates.sum(1), d_steps.sum(1), None, None, None
 
 
-class MergeDirections(torch.autograd.Function):
+class _MergeDirections(torch.autograd.Function):
     """Per-head RMSNorm of both directions' outputs, the reverse one turned round, their sum, times SiLU(gate)."""
 
     @staticmethod
@@ -201,7 +211,7 @@ class MergeDirections(torch.autograd.Function):
         return d_o, d_weight.sum(0), d_gate, None, None
 
 
-class ProjectRotated(torch.autograd.Function):
+class _ProjectRotated(torch.autograd.Function):
     """q, k and v of self-attention, as views (B, H, L, D / H) of one buffer, q and k turned by their positions."""
 
     @staticmethod
@@ -232,3 +242,39 @@ def _with_strides(x_BHLD: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
     x = x_BHLD if x_BHLD.stride(3) == 1 else x_BHLD.contiguous()
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.as_strided((span,), (1,)).numpy(), (x.stride(0), x.stride(2), x.stride(1))
+
+
+def rms_norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As in ``had.models.functional``."""
+    return _RMSNormBeside.apply(x, weight, eps)
+
+
+def gated_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, residual: Tensor | None) -> Tensor:
+    """As in ``had.models.functional``."""
+    return _GatedMLP.apply(x, w_in, w_out, residual, _keeps(x, w_in, w_out))
+
+
+def project_both_ways(
+    x_BLD: Tensor,
+    w_in: Tensor,
+    conv_weight: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    channels: tuple[int, int, int],
+    lengths_B: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """As in ``had.models.functional``, with the lengths (B,) of the sequences where there is padding."""
+    tensors = (x_BLD, w_in, conv_weight, A_log, dt_bias)
+    return _ProjectBothWays.apply(*tensors, channels, lengths_B, _keeps(*tensors))
+
+
+def merge_directions(
+    o_2BLHV: Tensor, weight_2V: Tensor, gate_BLC: Tensor, eps: float, lengths_B: Tensor | None
+) -> Tensor:
+    """As in ``had.models.functional``, with the lengths (B,) of the sequences where there is padding."""
+    return _MergeDirections.apply(o_2BLHV, weight_2V, gate_BLC, eps, lengths_B)
+
+
+def project_rotated(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor) -> tuple[Tensor, ...]:
+    """As in ``had.models.functional``."""
+    return _ProjectRotated.apply(x_BLD, w_in, heads, table)
