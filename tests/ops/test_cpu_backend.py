@@ -10,7 +10,7 @@ import torch
 
 numba = pytest.importorskip("numba")
 
-from had.ops import cpu, gated_delta_rule  # noqa: E402
+from had.ops import compiled, cpu, gated_delta_rule  # noqa: E402
 from tests.ops.rule_cases import NAMES, make_case, run  # noqa: E402
 
 
@@ -20,8 +20,8 @@ def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_callers_thread_setting_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, asked, pool = make_case(3, 20), [], cpu._pool
-    monkeypatch.setattr(cpu, "_pool", lambda threads: asked.append(threads) or pool(threads))
+    case, asked, pool = make_case(3, 20), [], compiled._pool
+    monkeypatch.setattr(compiled, "_pool", lambda threads: asked.append(threads) or pool(threads))
     before = torch.get_num_threads()
     results = {}
     try:
@@ -38,7 +38,8 @@ def test_the_callers_thread_setting_is_used_and_left_alone(monkeypatch: pytest.M
         assert torch.equal(results[1][name], results[4][name])
 
 
-def test_a_fault_in_another_thread_reaches_the_caller() -> None:
+def test_a_fault_in_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     started = threading.Barrier(2, timeout=30)
 
     def work(first: int, last: int) -> None:
@@ -47,7 +48,7 @@ def test_a_fault_in_another_thread_reaches_the_caller() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cpu._share(work, 2, 2)
+        compiled.share(work, 2)
 
 
 def test_several_python_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_compiled_kernels_are_kept_in_the_cache_folder(tmp_path: Path, monkeypat
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     before = numba.config.CACHE_DIR
     kernels = _trivial_kernels()
-    cpu._cache_kernels(kernels)
+    compiled.keep_compiled(kernels, ("forward", "backward"))
     assert kernels.forward(2) == 3
     assert list((tmp_path / "numba").rglob("*.nbi"))
     assert before == numba.config.CACHE_DIR
@@ -126,7 +127,7 @@ def test_a_cache_folder_that_cannot_be_written_does_not_stop_the_work(
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(kernels.backward, "enable_caching", nowhere)
-    cpu._cache_kernels(kernels)
+    compiled.keep_compiled(kernels, ("forward", "backward"))
     assert kernels.forward(2) == 3
     assert kernels.backward(2) == 1
     assert "no locator available" in caplog.text

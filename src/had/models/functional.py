@@ -1,160 +1,75 @@
 """The student's arithmetic between its matrix products, as functions that can be replaced one by one.
 
-Each function has a plain form, of ordinary PyTorch operations, and a form for float32 and float64 tensors on
-a CPU that goes through the batch in pieces that stay in the processor's cache and whose backward pass is
-written by hand; the two are compared by tests. On a GPU, under autocast and while a graph is exported the
-plain form runs.
+Each function has a plain form, of ordinary PyTorch operations, and a form with compiled kernels for float32 tensors on
+a CPU (``had.models.fused``); tests compare the two. The plain form runs on a GPU, in other precisions, under autocast,
+while a graph is exported, without numba, and where ``HAD_BACKEND`` names another backend than cpu.
 
-Shape suffixes: B batch, L length, C channels, W taps, N = B·L letters, D width, 2 the directions of travel.
+Shape suffixes: B batch, L length, C channels, W taps, D width, H heads, V value width, 2 the directions of travel.
 """
 
-from typing import Any
+import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-_MLP_ROWS = 255
-"""Letters per piece of the gated MLP: the fastest of 64 … 2,040 for widths 128 → 640 → 128."""
+from had.models import fused
+from had.models.padding import Padding, reverse_letters
+from had.ops.compiled import why_unavailable
+
+LANES = 8
+"""Widths that the compiled kernels take are multiples of this."""
 
 
-def runs_in_pieces(x: Tensor) -> bool:
-    """Whether the cache-sized form applies to ``x``."""
+def uses_kernels(x: Tensor, *widths: int) -> bool:
+    """Whether the form with compiled kernels applies to ``x`` and to rows of these widths."""
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and all(width % LANES == 0 for width in widths)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and os.environ.get("HAD_BACKEND", "") in ("", "cpu")
+        and why_unavailable() is None
     )
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()
-        normal = x * scale
-        ctx.save_for_backward(normal, scale, weight)
-        return normal * weight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        normal, scale, weight = ctx.saved_tensors
-        product = grad * normal
-        d_weight = product.flatten(0, -2).sum(0)
-        along = (product @ weight).div_(weight.numel()).unsqueeze(-1)
-        return (grad * weight).addcmul_(normal, along, value=-1).mul_(scale), d_weight, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation of ``x`` (..., d) over its last axis, times ``weight`` (d,)."""
-    if runs_in_pieces(x):
-        return _RMSNorm.apply(x, weight, eps)
-    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
+    return rms_norm_beside(x, weight, eps)[1]
 
 
-class _GatedMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-        x_ND = x.reshape(-1, x.shape[-1])
-        n = len(x_ND)
-        keep = any(ctx.needs_input_grad)
-        both = x.new_empty(n if keep else min(n, _MLP_ROWS), len(w_in))
-        out = x.new_empty(n, len(w_out))
-        for start in range(0, n, _MLP_ROWS):
-            rows = slice(start, min(start + _MLP_ROWS, n))
-            piece = both[rows] if keep else both[: rows.stop - start]
-            torch.mm(x_ND[rows], w_in.t(), out=piece)
-            gate, up = piece.chunk(2, dim=-1)
-            torch.mm(F.silu(gate).mul_(up), w_out.t(), out=out[rows])
-        ctx.save_for_backward(x_ND, w_in, w_out, both)
-        return out.view(*x.shape[:-1], len(w_out))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_ND, w_in, w_out, both = ctx.saved_tensors
-        grad_ND = grad.reshape(-1, grad.shape[-1])
-        d_x, d_in, d_out = torch.empty_like(x_ND), torch.zeros_like(w_in), torch.zeros_like(w_out)
-        d_both = both.new_empty(_MLP_ROWS, len(w_in))
-        for start in range(0, len(x_ND), _MLP_ROWS):
-            rows = slice(start, min(start + _MLP_ROWS, len(x_ND)))
-            gate, up = both[rows].chunk(2, dim=-1)
-            d_piece = d_both[: rows.stop - start]
-            d_gate, d_up = d_piece.chunk(2, dim=-1)
-            d_product = grad_ND[rows] @ w_out
-            activated = F.silu(gate)
-            torch.mul(d_product, activated, out=d_up)
-            d_out.addmm_(grad_ND[rows].t(), activated.mul_(up))
-            torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gate)
-            torch.mm(d_piece, w_in, out=d_x[rows])
-            d_in.addmm_(d_piece.t(), x_ND[rows])
-        return d_x.view(*grad.shape[:-1], -1), d_in, d_out
+def rms_norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x`` for the residual connection, and its normalised form; the backward pass sums the two gradients."""
+    if uses_kernels(x, x.shape[-1]):
+        return fused.rms_norm_beside(x, weight, eps)
+    return x, F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
-def gated_mlp(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    """``w_out · (SiLU(gate) * up)`` for ``[gate, up] = w_in · x``.
+def project(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``weight · x``, plus ``residual``: ``x`` (..., d), ``weight`` (d_out, d), ``residual`` (..., d_out)."""
+    if residual is None or not uses_kernels(x):
+        out = F.linear(x, weight)
+        return out if residual is None else residual + out
+    rows = torch.addmm(residual.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t())
+    return rows.view(residual.shape)
+
+
+def gated_mlp(x: Tensor, w_in: Tensor, w_out: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``w_out · (SiLU(gate) * up)`` for ``[gate, up] = w_in · x``, plus ``residual``.
 
     ``x`` (..., d), ``w_in`` (2·hidden, d), ``w_out`` (d_out, hidden); returns (..., d_out).
     """
-    if runs_in_pieces(x):
-        return _GatedMLP.apply(x, w_in, w_out)
+    if uses_kernels(x, w_out.shape[1]):
+        return fused.gated_mlp(x, w_in, w_out, residual)
     gate, up = F.linear(x, w_in).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, w_out)
-
-
-def _convolve(row_LC: Tensor, taps_WC: Tensor) -> Tensor:
-    """Causal depth-wise convolution of one sequence; the last tap meets the letter itself."""
-    width = len(taps_WC)
-    out = row_LC * taps_WC[-1]
-    for back in range(1, min(width, len(row_LC))):
-        out[back:].addcmul_(row_LC[:-back], taps_WC[width - 1 - back])
-    return out
-
-
-class _ConvolutionSiLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_2BLC: Tensor, weight_2CW: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        taps_2WC = weight_2CW.transpose(1, 2).contiguous()
-        out = tuple(x_2BLC.new_empty(*x_2BLC.shape[:3], size) for size in sizes)
-        for direction, taps in enumerate(taps_2WC):
-            for row, x_LC in enumerate(x_2BLC[direction]):
-                pieces = _convolve(x_LC, taps).split(sizes, dim=-1)
-                for piece, target in zip(pieces, out, strict=True):
-                    torch.ops.aten.silu.out(piece, out=target[direction, row])
-        ctx.save_for_backward(x_2BLC, taps_2WC)
-        ctx.sizes = sizes
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_2BLC, taps_2WC = ctx.saved_tensors
-        width, length = taps_2WC.shape[1], x_2BLC.shape[2]
-        d_x = torch.empty(x_2BLC.shape, dtype=x_2BLC.dtype)
-        d_taps = torch.zeros_like(taps_2WC)
-        reach = range(1, min(width, length))
-        for direction, taps in enumerate(taps_2WC):
-            for row, x_LC in enumerate(x_2BLC[direction]):
-                # The pre-activation is computed again: cheaper than keeping it for the whole batch.
-                before = _convolve(x_LC, taps)
-                pieces = before.split(ctx.sizes, dim=-1)
-                for piece, grad in zip(pieces, grads, strict=True):
-                    torch.ops.aten.silu_backward.grad_input(grad[direction, row], piece, grad_input=piece)
-                d_row = d_x[direction, row]
-                torch.mul(before, taps[-1], out=d_row)
-                d_taps[direction, -1] += (before * x_LC).sum(0)
-                for back in reach:
-                    d_row[:-back].addcmul_(before[back:], taps[width - 1 - back])
-                    d_taps[direction, width - 1 - back] += (before[back:] * x_LC[:-back]).sum(0)
-        return d_x, d_taps.transpose(1, 2), None
+    return project(F.silu(gate) * up, w_out, residual)
 
 
 def convolution_silu(x_2BLC: Tensor, weight_2CW: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Causal depth-wise convolution in both directions, then SiLU.
+    """Causal depth-wise convolution in both directions, then SiLU; plain form only.
 
     Parameters
     ----------
@@ -170,8 +85,6 @@ def convolution_silu(x_2BLC: Tensor, weight_2CW: Tensor, sizes: tuple[int, ...])
     tuple of Tensor
         One contiguous (2, B, L, size) tensor for each of ``sizes``.
     """
-    if runs_in_pieces(x_2BLC):
-        return _ConvolutionSiLU.apply(x_2BLC, weight_2CW, sizes)
     _, batch, length, channels = x_2BLC.shape
     width = weight_2CW.shape[-1]
     x = x_2BLC.permute(1, 0, 3, 2).reshape(batch, 2 * channels, length)
@@ -181,22 +94,91 @@ def convolution_silu(x_2BLC: Tensor, weight_2CW: Tensor, sizes: tuple[int, ...])
     return tuple(piece.contiguous() for piece in out.split(sizes, dim=-1))
 
 
-class _Permute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return torch.index_select(x.flatten(0, 1), 0, index.flatten()).view(x.shape)
+def delta_rule_gates(ab_2BLR: Tensor, A_log: Tensor, dt_bias: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+    """Log decay and write strength (2, B, L, H) in float32 or better, both 0 at padding; plain form only.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return torch.index_select(grad.flatten(0, 1), 0, inverse.flatten()).view(grad.shape), None, None
-
-
-def permute_letters(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """Reorder the letters of each row of ``x`` (B, L, ...): a gather in both passes, never a scatter.
-
-    ``index`` and its inverse permutation are (B, L) int64 positions in ``x.flatten(0, 1)``.
+    ``ab_2BLR`` (2, B, L, 2·H) holds a and b in order of travel; ``A_log`` and ``dt_bias`` are (2, H).
     """
-    return _Permute.apply(x, index, inverse)
+    dtype = torch.promote_types(ab_2BLR.dtype, torch.float32)
+    a, b = ab_2BLR.to(dtype).chunk(2, dim=-1)
+    rate = A_log.to(dtype).exp()[:, None, None]
+    log_decay = -rate * F.softplus(a + dt_bias.to(dtype)[:, None, None])
+    beta = torch.sigmoid(b)
+    if padding is not None:
+        outside = ~padding.real[..., None]
+        log_decay, beta = log_decay.masked_fill(outside, 0.0), beta.masked_fill(outside, 0.0)
+    return log_decay, beta
+
+
+def project_both_ways(
+    x_BLD: Tensor,
+    w_in: Tensor,
+    conv_weight: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    channels: tuple[int, int, int],
+    padding: Padding | None,
+) -> tuple[Tensor, ...]:
+    """All that the gated delta rule takes, of a sequence and of its reverse, and the output gate.
+
+    Parameters
+    ----------
+    x_BLD
+        Normalised stream (B, L, D), 0 at padding.
+    w_in
+        Rows [q, k, v, a, b] of the forward direction, the same of the reverse one, and of the gate.
+    conv_weight
+        Taps (2, C, W) of the depth-wise convolution on q, k and v; the last meets the letter itself.
+    A_log, dt_bias
+        (2, H).
+    channels
+        Those of q, k and v, C in all.
+    padding
+        Where letters are; None for everywhere.
+
+    Returns
+    -------
+    tuple of Tensor
+        q, k, v (2, B, L, ·), log decay and write strength (2, B, L, H), each direction in its order of travel; the
+        gate (B, L, ·), in the order of letters.
+    """
+    if uses_kernels(x_BLD, *channels):
+        lengths = None if padding is None else padding.lengths
+        return fused.project_both_ways(x_BLD, w_in, conv_weight, A_log, dt_bias, channels, lengths)
+    both = torch.stack((x_BLD, reverse_letters(x_BLD, padding))).flatten(1, 2)
+    own_rows = sum(channels) + 2 * A_log.shape[1]
+    weight_2DR = w_in[: 2 * own_rows].unflatten(0, (2, own_rows)).transpose(1, 2)
+    rows = torch.bmm(both, weight_2DR).view(2, *x_BLD.shape[:2], own_rows)
+    qkv, ab = rows.split((sum(channels), own_rows - sum(channels)), dim=-1)
+    q, k, v = convolution_silu(qkv, conv_weight, channels)
+    return q, k, v, *delta_rule_gates(ab, A_log, dt_bias, padding), F.linear(x_BLD, w_in[2 * own_rows :])
+
+
+def merge_directions(
+    o_2BLHV: Tensor, weight_2V: Tensor, gate_BLC: Tensor, eps: float, padding: Padding | None
+) -> Tensor:
+    """Normalise each head's output, turn the reverse direction round, sum, times SiLU(gate): (B, L, H·V)."""
+    if uses_kernels(gate_BLC, o_2BLHV.shape[-1]) and o_2BLHV.dtype == gate_BLC.dtype:
+        lengths = None if padding is None else padding.lengths
+        return fused.merge_directions(o_2BLHV, weight_2V, gate_BLC, eps, lengths)
+    o = [rms_norm(own, weight, eps).flatten(2) for own, weight in zip(o_2BLHV, weight_2V, strict=True)]
+    return (o[0] + reverse_letters(o[1], padding)) * F.silu(gate_BLC)
+
+
+def rotate(x_BLHD: Tensor, table: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + D / 2) of each head by the angle of their position; plain form only."""
+    cos, sin = table.to(x_BLHD.dtype).unsqueeze(2)
+    first, second = x_BLHD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+def project_rotated(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values (B, H, L, ·) of ``x_BLD``, the former two turned by their positions.
+
+    ``w_in`` holds the rows of q, k and v; ``table`` (2, L, head width / 2) cosines and sines, float32.
+    """
+    width = len(w_in) // (3 * heads)
+    if uses_kernels(x_BLD, width // 2) and width % 2 == 0:
+        return fused.project_rotated(x_BLD, w_in, heads, table)
+    q, k, v = F.linear(x_BLD, w_in).unflatten(-1, (3, heads, width)).unbind(2)
+    return tuple(piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))

@@ -14,8 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from had.models.functional import convolution_silu, gated_mlp, rms_norm
-from had.models.padding import Padding, reverse_letters
+from had.models.functional import (
+    gated_mlp,
+    merge_directions,
+    project,
+    project_both_ways,
+    project_rotated,
+    rms_norm,
+    rms_norm_beside,
+)
+from had.models.padding import Padding
 from had.ops import gated_delta_rule
 
 
@@ -31,6 +39,10 @@ class RMSNorm(nn.Module):
         """Normalise ``x`` (..., width) over its last axis."""
         return rms_norm(x, self.weight, self.eps)
 
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``x``, for a residual connection, and its normalised form."""
+        return rms_norm_beside(x, self.weight, self.eps)
+
 
 class GatedMLP(nn.Module):
     """``W_out · (SiLU(W_gate · x) * W_up · x)`` (Shazeer, arXiv 2002.05202); ``in_proj`` holds both."""
@@ -40,9 +52,9 @@ class GatedMLP(nn.Module):
         self.in_proj = nn.Linear(width, 2 * hidden, bias=False)
         self.out_proj = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` (..., width) to the same shape."""
-        return gated_mlp(x, self.in_proj.weight, self.out_proj.weight)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map ``x`` (..., width) to the same shape, and add ``residual`` where there is one."""
+        return gated_mlp(x, self.in_proj.weight, self.out_proj.weight, residual)
 
 
 class BiGatedDeltaNet(nn.Module):
@@ -67,7 +79,7 @@ class BiGatedDeltaNet(nn.Module):
     -----
     The rows of ``in_proj.weight`` are [q, k, v, a, b] of the forward direction, the same of the reverse one,
     and the gate: (2·(2·H·K + H·V + 2·H) + H·V, D). The two directions travel as one batch of 2·B through a
-    single convolution and a single call of the gated delta rule.
+    single call of the gated delta rule.
     """
 
     def __init__(self, width: int, heads: int, key_width: int, value_width: int, conv_width: int, eps: float) -> None:
@@ -97,41 +109,14 @@ class BiGatedDeltaNet(nn.Module):
         # The inverse of softplus.
         self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
-    def _project(self, x_BLD: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
-        """Rows of both directions, each in its order of travel (2, B, L, rows), and the gate (B, L, H·V)."""
-        width = x_BLD.shape[-1]
-        weight = self.in_proj.weight
-        both = torch.stack((x_BLD, reverse_letters(x_BLD, padding))).view(2, -1, width)
-        weight_2DR = weight[: 2 * self.rows].view(2, self.rows, width).transpose(1, 2)
-        rows = torch.bmm(both, weight_2DR).view(2, *x_BLD.shape[:2], self.rows)
-        return rows, F.linear(x_BLD, weight[2 * self.rows :])
-
-    def _gates(self, ab_2BLR: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
-        """Compute log decay and write strength (2, B, L, H) in float32 or better: both 0 at padding."""
-        dtype = torch.promote_types(ab_2BLR.dtype, torch.float32)
-        a, b = ab_2BLR.to(dtype).split(self.heads, dim=-1)
-        rate = self.A_log.to(dtype).exp()[:, None, None]
-        log_decay = -rate * F.softplus(a + self.dt_bias.to(dtype)[:, None, None])
-        beta = torch.sigmoid(b)
-        if padding is not None:
-            outside = ~padding.real[..., None]
-            log_decay, beta = log_decay.masked_fill(outside, 0.0), beta.masked_fill(outside, 0.0)
-        return log_decay, beta
-
-    def _merge(self, o_2BLHV: Tensor, gate_BLC: Tensor, padding: Padding | None) -> Tensor:
-        """Normalise each head's output, turn the reverse direction round, sum, gate: (B, L, H·V)."""
-        normal = [rms_norm(o, weight, self.eps).flatten(2) for o, weight in zip(o_2BLHV, self.norm_weight, strict=True)]
-        return (normal[0] + reverse_letters(normal[1], padding)) * F.silu(gate_BLC)
-
-    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
-        """Map ``x`` (B, L, D) to the same shape."""
+    def forward(self, x: Tensor, padding: Padding | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map ``x`` (B, L, D) to the same shape, and add ``residual`` where there is one."""
         if padding is not None:
             # No linear has a bias: a zero here is a zero in the convolution.
             x = x.masked_fill(~padding.real[..., None], 0.0)
-        rows, gate = self._project(x, padding)
-        qkv, ab = rows.split((self.channels, 2 * self.heads), dim=-1)
-        q, k, v = convolution_silu(qkv, self.conv_weight, self.sizes)
-        log_decay, beta = self._gates(ab, padding)
+        q, k, v, log_decay, beta, gate = project_both_ways(
+            x, self.in_proj.weight, self.conv_weight, self.A_log, self.dt_bias, self.sizes, padding
+        )
         o, _ = gated_delta_rule(
             q.view(-1, x.shape[1], self.heads, self.key_width),
             k.view(-1, x.shape[1], self.heads, self.key_width),
@@ -142,23 +127,17 @@ class BiGatedDeltaNet(nn.Module):
             use_qk_l2norm_in_kernel=True,
         )
         o = o.to(gate.dtype).view(2, *x.shape[:2], self.heads, self.value_width)
-        return self.out_proj(self._merge(o, gate, padding))
+        merged = merge_directions(o, self.norm_weight, gate, self.eps, padding)
+        return project(merged, self.out_proj.weight, residual)
 
 
 def rotary_table(length: int, width: int, base: float, device: torch.device) -> Tensor:
-    """Compute cosines and sines (2, L, 1, width / 2) float32 of positions from 0 (arXiv 2104.09864)."""
+    """Compute cosines and sines (2, L, width / 2) float32 of positions from 0 (arXiv 2104.09864)."""
     # In float32 the angle of a letter 100 kb away would be off by 0.01 rad; mps has no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     frequency = base ** -(torch.arange(0, width, 2, dtype=dtype, device=device) / width)
     angle = torch.outer(torch.arange(length, dtype=dtype, device=device), frequency)
-    return torch.stack((angle.cos(), angle.sin())).float().unsqueeze(2)
-
-
-def rotate(x_BLHD: Tensor, table: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + width / 2) of each head by the angle of their position."""
-    cos, sin = table.to(x_BLHD.dtype)
-    first, second = x_BLHD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return torch.stack((angle.cos(), angle.sin())).float()
 
 
 class SelfAttention(nn.Module):
@@ -173,15 +152,14 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
-        """Map ``x`` (B, L, D) to the same shape; position 0 is the first letter."""
+    def forward(self, x: Tensor, padding: Padding | None = None, residual: Tensor | None = None) -> Tensor:
+        """Map ``x`` (B, L, D) to the same shape, and add ``residual``; position 0 is the first letter."""
         batch, length, width = x.shape
-        q, k, v = self.in_proj(x).view(batch, length, 3, self.heads, self.head_width).unbind(2)
         table = rotary_table(length, self.head_width, self.rotary_base, x.device)
-        q, k, v = (piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))
+        q, k, v = project_rotated(x, self.in_proj.weight, self.heads, table)
         keys = None if padding is None else padding.keys
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return project(mixed.transpose(1, 2).reshape(batch, length, width), self.out_proj.weight, residual)
 
 
 class Block(nn.Module):
@@ -196,5 +174,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
         """Map ``x`` (B, L, D) to the same shape."""
-        x = x + self.mixer(self.mixer_norm(x), padding)
-        return x + self.mlp(self.mlp_norm(x))
+        x, normal = self.mixer_norm.beside(x)
+        x = self.mixer(normal, padding, x)
+        x, normal = self.mlp_norm.beside(x)
+        return self.mlp(normal, x)

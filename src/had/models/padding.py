@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from had.models.functional import permute_letters
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class Padding:
     """(B, L) bool: True at real letters, which stand at the beginning of their row."""
     keys: Tensor
     """(B, 1, 1, L) bool: what attention sees; position 0 of a row without letters, for a finite softmax."""
+    lengths: Tensor
+    """(B,) int64: number of real letters."""
     reverse: Tensor
     """(B, L) int64: flat source of each position when every row is reversed within its own length."""
 
@@ -36,7 +37,28 @@ class Padding:
         reverse = torch.where(real, lengths - 1 - position, position)
         row = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
         keys = position < lengths.clamp_min(1)
-        return cls(real, keys[:, None, None], reverse + row * length)
+        return cls(real, keys[:, None, None], lengths_B, reverse + row * length)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return torch.index_select(x.flatten(0, 1), 0, index.flatten()).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return torch.index_select(grad.flatten(0, 1), 0, inverse.flatten()).view(grad.shape), None, None
+
+
+def permute_letters(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """Reorder the letters of each row of ``x`` (B, L, ...): a gather in both passes, never a scatter.
+
+    ``index`` and its inverse permutation are (B, L) int64 positions in ``x.flatten(0, 1)``.
+    """
+    return _Permute.apply(x, index, inverse)
 
 
 def reverse_letters(x: Tensor, padding: Padding | None) -> Tensor:

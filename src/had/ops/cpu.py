@@ -1,22 +1,9 @@
 """The fast CPU backend of the gated delta rule: compiled sequential loops, forward and backward.
 
-The kernels release the interpreter lock, so that plain Python threads share the work: as many as PyTorch is set to
-use, none kept from one fork to the next, and no second threading library beside PyTorch's. A (sequence, head) is
-computed by one thread, so that no number depends on how many there are.
+A (sequence, head) is computed by one thread, so that no number depends on how many there are.
 """
 
-import functools
-import hashlib
-import itertools
-import logging
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,56 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from had.dna.store import cache_folder
 from had.ops.arguments import working_dtype
+from had.ops.compiled import compile_kernel, load_kernels, share, why_unavailable
 
-logger = logging.getLogger(__name__)
-
-PIECES_PER_THREAD = 4
-"""Pieces of work handed out per thread, so that a thread on a busy core does not hold up the others."""
-
-
-@functools.cache
-def why_unavailable() -> str | None:
-    """Say why numba cannot be used, or None where it can."""
-    try:
-        import numba
-    except ImportError as error:
-        return f"numba cannot be imported ({error})"
-    return None if hasattr(numba, "njit") else "numba is incomplete"
-
-
-def _cache_kernels(kernels: ModuleType) -> None:
-    """Keep compiled kernels in the user's cache folder, under a name that changes with their source."""
-    import numba
-
-    from had.ops import lanes
-
-    # numba looks at the kernels' own file only, so a change of the lanes alone would go unnoticed.
-    sources = b"".join(Path(str(module.__file__)).read_bytes() for module in (lanes, kernels))
-    folder = cache_folder() / "numba" / hashlib.sha256(sources).hexdigest()[:16]
-    config: Any = numba.config
-    chosen_by_user = config.CACHE_DIR
-    try:
-        config.CACHE_DIR = chosen_by_user or str(folder)
-        for kernel in (kernels.forward, kernels.backward):
-            kernel.enable_caching()
-    except (RuntimeError, OSError) as error:
-        logger.warning("compiled kernels cannot be kept, so every process compiles its own: %s", error)
-    finally:
-        config.CACHE_DIR = chosen_by_user
-
-
-_compile_lock = threading.RLock()
-_seconds: dict[torch.dtype, float] = {}
-
-
-@functools.cache
-def _kernels() -> ModuleType:
-    from had.ops import cpu_kernels
-
-    _cache_kernels(cpu_kernels)
-    return cpu_kernels
+__all__ = ["cpu_gated_delta_rule", "prepare", "why_unavailable"]
 
 
 def prepare(dtype: torch.dtype = torch.float32) -> float:
@@ -91,67 +32,16 @@ def prepare(dtype: torch.dtype = torch.float32) -> float:
     float
         Seconds that this took in this process, whenever it was done.
     """
-    if dtype in _seconds:
-        return _seconds[dtype]
-    with _compile_lock:
-        if dtype not in _seconds:
-            from numba import types
+    from numba import types
 
-            began = time.perf_counter()
-            real = types.float64 if dtype == torch.float64 else types.float32
-            flat = types.Array(real, 1, "C")
-            shared = (types.intp, types.intp, types.UniTuple(types.intp, 4), types.Array(types.int64, 2, "C"))
-            kernels = _kernels()
-            hits = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward))
-            for kernel, arrays in ((kernels.forward, 10), (kernels.backward, 14)):
-                try:
-                    kernel.compile((*shared, real, types.boolean, *[flat] * arrays))
-                except OSError as error:
-                    # The code is compiled by then; only writing it to the cache failed.
-                    logger.warning("the compiled kernels could not be written to the cache: %s", error)
-            _seconds[dtype] = time.perf_counter() - began
-            hits = sum(kernel.stats.cache_hits.total() for kernel in (kernels.forward, kernels.backward)) - hits
-            how = "loaded the compiled CPU kernels" if hits else "compiled the CPU kernels"
-            logger.info("%s in %.1f s", how, _seconds[dtype])
-    return _seconds[dtype]
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="had-gated-delta-rule")
-
-
-if hasattr(os, "register_at_fork"):
-    # The threads of a pool do not survive a fork: a child, such as a data-loading worker, makes its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _share(work: Callable[[int, int], None], units: int, threads: int) -> None:
-    """Call ``work(first, last)`` until 0 to ``units`` is covered, on ``threads`` threads, this one being one."""
-    threads = min(threads, units)
-    if threads <= 1:
-        work(0, units)
-        return
-    pieces = min(units, threads * PIECES_PER_THREAD)
-    edges = [units * piece // pieces for piece in range(pieces + 1)]
-    todo = deque(itertools.pairwise(edges))
-
-    def worker() -> None:
-        while True:
-            try:
-                first, last = todo.popleft()
-            except IndexError:
-                return
-            work(first, last)
-
-    futures = [_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
-    try:
-        worker()
-    finally:
-        for future in futures:
-            # A worker that has not begun would find nothing left to do.
-            if not future.cancel():
-                future.result()
+    real = types.float64 if dtype == torch.float64 else types.float32
+    flat = types.Array(real, 1, "C")
+    shared = (types.intp, types.intp, types.UniTuple(types.intp, 4), types.Array(types.int64, 2, "C"))
+    kernels = load_kernels("cpu_kernels")
+    return sum(
+        compile_kernel(kernel, (*shared, real, types.boolean, *[flat] * arrays))
+        for kernel, arrays in ((kernels.forward, 10), (kernels.backward, 14))
+    )
 
 
 def _flat(x: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
@@ -178,7 +68,7 @@ def _forward(
     q, _, v, _, _ = inputs
     (B, L, H, K), V = q.shape, v.shape[-1]
     prepare(q.dtype)
-    kernels = _kernels()
+    kernels = load_kernels("cpu_kernels")
     o, end = q.new_empty(B, L, H, V), q.new_empty(B, H, K, V)
     blocks = -(-L // kernels.BLOCK)
     errors = q.new_empty((B, L, H, V) if keep else (B, H, V))
@@ -186,7 +76,7 @@ def _forward(
     arrays, strides = zip(*map(_flat, inputs), strict=True)
     outputs = [x.view(-1).numpy() for x in (start.detach().contiguous(), o, end, errors, kept)]
     arguments = ((L, H, K, V), np.array(strides, dtype=np.int64), _scalar(scale, q.dtype), normalise, *arrays, *outputs)
-    _share(lambda first, last: kernels.forward(first, last, *arguments), B * H, torch.get_num_threads())
+    share(lambda first, last: kernels.forward(first, last, *arguments), B * H)
     return o, end, errors, kept
 
 
@@ -208,7 +98,7 @@ class _GatedDeltaRule(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor | None, d_end: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, g, beta, errors, kept = ctx.saved_tensors
         (B, L, H, K), V = q.shape, errors.shape[-1]
-        kernels = _kernels()
+        kernels = load_kernels("cpu_kernels")
         do = torch.zeros_like(errors) if do is None else do.contiguous()
         d_end = q.new_zeros(B, H, K, V) if d_end is None else d_end.contiguous()
         dq, dk, dv = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(errors.shape)
@@ -223,7 +113,7 @@ class _GatedDeltaRule(torch.autograd.Function):
             (L, H, K, V), strides, _scalar(ctx.scale, q.dtype), ctx.normalise,
             q_array, k_array, g_array, beta_array, *[x.view(-1).numpy() for x in tensors],
         )  # fmt: skip
-        _share(lambda first, last: kernels.backward(first, last, *arguments), B * H, torch.get_num_threads())
+        share(lambda first, last: kernels.backward(first, last, *arguments), B * H)
         return dq, dk, dv, dg, dbeta, d_start, None, None
 
 

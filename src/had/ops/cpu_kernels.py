@@ -41,6 +41,7 @@ from had.ops.lanes import (
     totals,
 )
 
+KERNELS = ("forward", "backward")
 BLOCK = 32
 """Tokens between two kept states."""
 LINE = 16

@@ -122,6 +122,14 @@ splat16 = _make_splat(16)
 splat32 = _make_splat(32)
 
 
+def _fma(builder, a, b, c):
+    # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
+    vector = a.type
+    name = f"llvm.fmuladd.v{vector.count}{vector.element.intrinsic_name}"
+    function_type = ir.FunctionType(vector, [vector] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), (a, b, c))
+
+
 @intrinsic
 def add(typingctx, a, b):
     """Lane-wise sum."""
@@ -135,17 +143,81 @@ def mul(typingctx, a, b):
 
 
 @intrinsic
+def sub(typingctx, a, b):
+    """Lane-wise difference."""
+    return a(a, b), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
 def fma(typingctx, a, b, c):
     """Lane-wise ``a * b + c``, fused where the processor can."""
+    return a(a, b, c), lambda context, builder, signature, args: _fma(builder, *args)
+
+
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_EXP_SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_ROUND = 12582912.0
+"""1.5 · 2^23: a float32 below 2^22 that is added to it is rounded to an integer, found in the lowest bits."""
+
+
+def _every(vector, number):
+    return ir.Constant(vector, [number] * vector.count)
+
+
+def _exp(builder, x):
+    """Exponential of float32 lanes, that of Cephes (S. Moshier): 2^n exp(r) with r within ln 2 / 2 of 0.
+
+    Right to two units in the last place from -87 to 88, where 2^n is a normal number; beyond, that of the nearer end.
+    """
+    vector = x.type
+    whole = ir.VectorType(ir.IntType(32), vector.count)
+    for bound, beyond in ((_every(vector, 88.0), ">"), (_every(vector, -87.0), "<")):
+        x = builder.select(builder.fcmp_ordered(beyond, x, bound), bound, x)
+    shifted = _fma(builder, x, _every(vector, 1.4426950408889634), _every(vector, _ROUND))
+    n = builder.fsub(shifted, _every(vector, _ROUND))
+    r = _fma(builder, n, _every(vector, -_LN2_HIGH), x)
+    r = _fma(builder, n, _every(vector, -_LN2_LOW), r)
+    series = _every(vector, _EXP_SERIES[0])
+    for term in (*_EXP_SERIES[1:], 1.0, 1.0):
+        series = _fma(builder, series, r, _every(vector, term))
+    bits = builder.shl(builder.bitcast(shifted, whole), _every(whole, 23))
+    power = builder.bitcast(builder.add(bits, _every(whole, 127 << 23)), vector)
+    return builder.fmul(series, power)
+
+
+@intrinsic
+def sigmoid(typingctx, a):
+    """Lane-wise ``1 / (1 + exp(-a))`` of float32."""
+    if not isinstance(a, Lanes) or a.scalar != types.float32:
+        return None
 
     def codegen(context, builder, signature, args):
-        # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
-        vector = args[0].type
-        name = f"llvm.fmuladd.v{vector.count}{vector.element.intrinsic_name}"
-        function_type = ir.FunctionType(vector, [vector] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+        one = _every(args[0].type, 1.0)
+        return builder.fdiv(one, builder.fadd(one, _exp(builder, builder.fneg(args[0]))))
 
-    return a(a, b, c), codegen
+    return a(a), codegen
+
+
+@intrinsic
+def softplus(typingctx, a):
+    """Lane-wise ``log(1 + exp(a))`` of float32, exact for small results, too."""
+    if not isinstance(a, Lanes) or a.scalar != types.float32:
+        return None
+
+    def codegen(context, builder, signature, args):
+        x, vector = args[0], args[0].type
+        zero, two = _every(vector, 0.0), _every(vector, 2.0)
+        negative = builder.fcmp_ordered("<", x, zero)
+        e = _exp(builder, builder.select(negative, x, builder.fneg(x)))
+        # log(1 + e) = 2 artanh(s) with s = e / (2 + e), at most 1/3, so that nine terms of its series are enough.
+        s = builder.fdiv(e, builder.fadd(two, e))
+        square = builder.fmul(s, s)
+        series = _every(vector, 1 / 17)
+        for odd in range(15, 0, -2):
+            series = _fma(builder, series, square, _every(vector, 1 / odd))
+        return _fma(builder, builder.fmul(two, s), series, builder.select(negative, zero, x))
+
+    return a(a), codegen
 
 
 def _shuffle(builder, a, b, indices):

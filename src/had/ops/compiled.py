@@ -1,0 +1,166 @@
+"""Compiled CPU kernels: whether numba is there, where compiled code is kept, and threads that share the work.
+
+The kernels release the interpreter lock, so that plain Python threads share the work: as many as PyTorch is set to
+use, none kept from one fork to the next, and no second threading library beside PyTorch's. What is divided among the
+threads does not depend on how many there are, so neither does any number.
+"""
+
+import functools
+import hashlib
+import importlib
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from had.dna.store import cache_folder
+
+logger = logging.getLogger(__name__)
+
+PIECES_PER_THREAD = 4
+"""Pieces of work handed out per thread, so that a thread on a busy core does not hold up the others."""
+
+
+@functools.cache
+def why_unavailable() -> str | None:
+    """Say why numba cannot be used, or None where it can."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"numba cannot be imported ({error})"
+    return None if hasattr(numba, "njit") else "numba is incomplete"
+
+
+def keep_compiled(module: Any, names: tuple[str, ...]) -> None:
+    """Keep a module's compiled kernels in the user's cache folder, under a name that changes with their source."""
+    import numba
+
+    from had.ops import lanes
+
+    # numba looks at the kernels' own file only, so a change of the lanes alone would go unnoticed.
+    sources = b"".join(Path(str(part.__file__)).read_bytes() for part in (lanes, module))
+    folder = cache_folder() / "numba" / hashlib.sha256(sources).hexdigest()[:16]
+    config: Any = numba.config
+    chosen_by_user = config.CACHE_DIR
+    try:
+        config.CACHE_DIR = chosen_by_user or str(folder)
+        for name in names:
+            getattr(module, name).enable_caching()
+    except (RuntimeError, OSError) as error:
+        logger.warning("compiled kernels cannot be kept, so every process compiles its own: %s", error)
+    finally:
+        config.CACHE_DIR = chosen_by_user
+
+
+_compile_lock = threading.RLock()
+
+
+@functools.cache
+def load_kernels(name: str) -> ModuleType:
+    """Import ``had.ops.<name>`` and let its kernels, those named in its ``KERNELS``, be kept on disk."""
+    with _compile_lock:
+        module = importlib.import_module(f"had.ops.{name}")
+        keep_compiled(module, module.KERNELS)
+    return module
+
+
+_seconds: dict[tuple[str, str, tuple[Any, ...]], float] = {}
+
+
+def compile_kernel(kernel: Any, signature: tuple[Any, ...]) -> float:
+    """Compile a kernel for a signature, or load it from the cache; give the seconds that this took, once.
+
+    Parameters
+    ----------
+    kernel
+        A function decorated with ``numba.njit``.
+    signature
+        Types of its arguments, which may be compared by their equality.
+    """
+    key = (kernel.py_func.__module__, kernel.py_func.__name__, signature)
+    if key in _seconds:
+        return _seconds[key]
+    with _compile_lock:
+        if key not in _seconds:
+            began, hits = time.perf_counter(), kernel.stats.cache_hits.total()
+            try:
+                kernel.compile(signature)
+            except OSError as error:
+                # The code is compiled by then; only writing it to the cache failed.
+                logger.warning("compiled kernels could not be written to the cache: %s", error)
+            how = "loaded" if kernel.stats.cache_hits.total() > hits else "compiled"
+            _seconds[key] = time.perf_counter() - began
+            logger.debug("%s the CPU kernel %s.%s in %.1f s", how, *key[:2], _seconds[key])
+    return _seconds[key]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="had-kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads of a pool do not survive a fork: a child, such as a data-loading worker, makes its own.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def share(work: Callable[[int, int], None], units: int) -> None:
+    """Call ``work(first, last)`` until 0 to ``units`` is covered, on PyTorch's number of threads, this one included."""
+    threads = min(torch.get_num_threads(), units)
+    if threads <= 1:
+        if units:
+            work(0, units)
+        return
+    pieces = min(units, threads * PIECES_PER_THREAD)
+    edges = [units * piece // pieces for piece in range(pieces + 1)]
+    todo = deque(itertools.pairwise(edges))
+
+    def worker() -> None:
+        while True:
+            try:
+                first, last = todo.popleft()
+            except IndexError:
+                return
+            work(first, last)
+
+    futures = [_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
+    try:
+        worker()
+    finally:
+        for future in futures:
+            # A worker that has not begun would find nothing left to do.
+            if not future.cancel():
+                future.result()
+
+
+_ready: set[tuple[str, str]] = set()
+
+
+def run_kernel(module: str, name: str, units: int, *arguments: Any) -> None:
+    """Run a float32 kernel of ``had.ops.<module>`` over its units of work, sharing them among threads.
+
+    Parameters
+    ----------
+    module, name
+        The kernel; it takes the first unit and the one after the last before the arguments.
+    units
+        Their number; with none nothing runs.
+    arguments
+        Arrays, numbers and tuples of numbers, of the same types at every call.
+    """
+    kernel = getattr(load_kernels(module), name)
+    if (module, name) not in _ready:
+        import numba
+
+        compile_kernel(kernel, (numba.intp, numba.intp, *map(numba.typeof, arguments)))
+        _ready.add((module, name))
+    share(lambda first, last: kernel(first, last, *arguments), units)
