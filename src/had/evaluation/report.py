@@ -79,7 +79,10 @@ def write_report(
         raise RunFault(f"{folder.path / PICTURES}: cannot be made ({error.strerror or error})") from error
     pictures = [Picture(f"{PICTURES}/scores.png", scores, _SCORES_CAPTION)]
     if differences is not None:
-        caption = f"Paired differences of {reference} to the other models, on the same test rows."
+        caption = (
+            f"{reference} minus each other model on the same test rows; bars: 95 % intervals over test rows, in the "
+            "last row over tasks; grey: not told apart from 0."
+        )
         pictures.append(Picture(f"{PICTURES}/differences.png", differences, caption))
     for picture in pictures:
         atomic_write_bytes(folder.path / picture.path, picture.data)

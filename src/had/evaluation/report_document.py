@@ -95,16 +95,19 @@ _STYLE = """
 :root { --ink: #1b2a33; --soft: #5d6d76; --line: #d9e0e4; --band: #eef5fa; --ours: #0072B2; }
 * { box-sizing: border-box; }
 body { font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: #fff; margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; margin: 0 0 .4rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 2px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
 p, ul { max-width: 78ch; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .9rem; }
-th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .87rem; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child { white-space: nowrap; }
+td:last-child { min-width: 9rem; }
+td.number:last-child { min-width: 0; }
 tr.ours td { background: var(--band); }
 tr.ours td:first-child { font-weight: 650; color: var(--ours); }
 figure { margin: 1rem 0; }

@@ -48,7 +48,7 @@ def _plain(axes: Any, labels: Sequence[str]) -> None:
 def draw_scores(tables: Sequence[TaskTable]) -> bytes:
     """Mean and range over seeds of every model on every task, published scores as grey ticks, as PNG."""
     models = list(dict.fromkeys(row.model for table in tables for row in table.ours))
-    figure = _figure(9.5, 1.9 + len(tables) * (0.32 + 0.13 * len(models)))
+    figure = _figure(9.5, 1.5 + len(tables) * (0.2 + 0.09 * len(models)))
     axes = figure.add_subplot()
     places = np.linspace(-0.3, 0.3, len(models)) if len(models) > 1 else np.zeros(1)
     for y, table in enumerate(tables):
@@ -64,7 +64,7 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
             values = list(ours.values.values())
             style = {"color": _COLOURS[i % len(_COLOURS)], "zorder": 5}
             axes.plot([min(values), max(values)], [y + places[i]] * 2, linewidth=2.2, alpha=0.5, **style)
-            axes.plot(ours.mean, y + places[i], _SHAPES[i % len(_SHAPES)], markersize=6, linestyle="", **style)
+            axes.plot(ours.mean, y + places[i], _SHAPES[i % len(_SHAPES)], markersize=5.5, linestyle="", **style)
     _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
     names = {_TITLE[table.metric] for table in tables}
     axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")
@@ -90,7 +90,7 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
     n = len(tables) + with_mean
     columns = min(len(others), 4)
     rows = -(-len(others) // columns)
-    figure = _figure(2.2 + 2.7 * columns, (1.2 + 0.34 * n) * rows + 0.3)
+    figure = _figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * n) * rows + 0.4)
     every = [one.interval for table in tables for one in table.differences]
     reach = 1.05 * max([0.01, *(abs(edge) for one in every for edge in (one.low, one.high))])
     for number, other in enumerate(others):
@@ -110,11 +110,7 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_xlim(-reach, reach)
         axes.set_title(f"{reference} − {other}", fontsize=10)
-    figure.supxlabel(
-        f"difference of the means over seeds: right of 0, {reference} is better; bars: 95 % over test rows"
-        + (" (last row: over tasks)" if with_mean else ""),
-        fontsize=9,
-    )
+    figure.supxlabel(f"difference of means over seeds; right of 0: {reference} is better", fontsize=9)
     return _png(figure)
 
 

@@ -1,6 +1,6 @@
 """The sections of a benchmark's report, each as blocks made of the tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from had.evaluation.costs import in_words
 from had.evaluation.overlap import NEAR, K
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table
-from had.evaluation.report_tables import LEGEND, OurScore, TaskTable, model_kinds
+from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable, model_kinds
 
 
 def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], title: str) -> list[Block]:
     """What the models and marks are, and how to read the numbers."""
     used = {mark for table in tables for mark in table.grade}
-    used |= {mark for table in tables for row in (*table.ours, *table.published) for mark in row.marks}
+    used |= {mark for table in tables for ours in table.ours for mark in ours.marks}
+    used |= {mark for table in tables for other in table.published for mark in other.marks}
+    legend = [[mark, text] for mark, text in LEGEND.items() if mark in used]
     return [
         Heading(title, 1),
         Paragraph(
@@ -25,9 +27,14 @@ def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str],
             "the largest minus the smallest over seeds. Differences smaller than that range, or than the intervals of "
             "the paired picture, are noise."
         ),
-        Table(["model", "what it is"], [[name, KINDS.get(kind, kind or "unknown")] for name, kind in kinds.items()]),
-        Table(["mark", "means"], [[mark, text] for mark, text in LEGEND.items() if mark in used]),
+        Table(["model", "what it is"], [[name, _kind(kind)] for name, kind in kinds.items()]),
+        *([Table(["mark", "means"], legend)] if legend else []),
     ]
+
+
+def _kind(kind: str) -> str:
+    """What a kind is, without the options that choose it."""
+    return KINDS.get(kind, "not known: its predictions are gone").partition(" (")[0]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -35,10 +42,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _ours(row: OurScore | None, spread: bool = True) -> str:
+def _ours(row: OurScore | None) -> str:
     if row is None:
         return ""
-    return f"{row.mean:.3f}" + (f" ({row.spread:.3f})" if spread else "") + row.marks
+    return f"{row.mean:.3f} ({row.spread:.3f}){row.marks}"
 
 
 def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequence[Picture]) -> list[Block]:
@@ -57,40 +64,50 @@ def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequen
 
 def groups(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
     """Means over tasks that all our models have; a published model stands beside them where it has all of these."""
-    groups = list(dict.fromkeys(table.task.group for table in tables))
+    found = list(dict.fromkeys((table.task.group, table.metric) for table in tables))
+    wholes = {group: [t for t in tables if (t.task.group, t.metric) == (group, metric)] for group, metric in found}
+    if len(found) > 1:
+        # A mean over different metrics would mean nothing.
+        for metric in dict.fromkeys(metric for _, metric in found):
+            wholes[f"all tasks here by {metric}"] = [table for table in tables if table.metric == metric]
     rows = []
-    for group in [*groups, None] if len(groups) > 1 else groups:
-        whole = [table for table in tables if group in (None, table.task.group)]
+    for name, whole in wholes.items():
         common = [table for table in whole if all(table.of(model) for model in models)]
-        if not common:
-            continue
-        means = [
-            float(np.mean([row.mean for table in common if (row := table.of(model)) is not None])) for model in models
-        ]
-        published: dict[str, list[float]] = {}
-        for table in common:
-            for row in table.published:
-                published.setdefault(row.model, []).append(row.score)
-        full = {name: float(np.mean(scores)) for name, scores in published.items() if len(scores) == len(common)}
-        best = max(full, key=lambda name: full[name], default=None)
-        grades = "".join(sorted({table.grade for table in common}))
-        rows.append(
-            [
-                f"{group or 'all tasks here'}{' ' + grades if grades else ''}",
-                f"{len(common)}" + (f" of {len(whole)}" if len(common) < len(whole) else ""),
-                *map(number, means),
-                f"{full[best]:.3f} {best}" if best else "",
-            ]
-        )
+        if common:
+            rows.append(_group_row(name, whole, common, models))
     header = ["mean over", "tasks", *models, "best published mean"]
     text = (
-        "Unweighted means over the tasks that every model of this table has; published models that have all of these."
+        "Unweighted means over the tasks that every model of this table has; beside them the best mean of a published "
+        "model that has all of these tasks."
     )
+    table = Table(header, rows, numbers=range(1, 2 + len(models)))
+    return [Heading("Means over groups of tasks"), Paragraph(text), table] if rows else []
+
+
+def _group_row(name: str, whole: list[TaskTable], common: list[TaskTable], models: Sequence[str]) -> list[str]:
+    means = []
+    for model in models:
+        ours = [row for table in common if (row := table.of(model)) is not None]
+        few = FEW_SEEDS if any(FEW_SEEDS in row.marks for row in ours) else ""
+        means.append(f"{np.mean([row.mean for row in ours]):.3f}{few}")
+    published: dict[str, list[float]] = {}
+    for table in common:
+        for other in table.published:
+            published.setdefault(other.model, []).append(other.score)
+    full = {model: float(np.mean(scores)) for model, scores in published.items() if len(scores) == len(common)}
+    best = max(full, key=lambda model: full[model], default=None)
+    grades = "".join(sorted({table.grade for table in common}))
     return [
-        Heading("Means over groups of tasks"),
-        Paragraph(text),
-        Table(header, rows, numbers=range(1, 2 + len(models))),
+        f"{name} {grades}".strip(),
+        f"{len(common)}" + (f" of {len(whole)}" if len(common) < len(whole) else ""),
+        *means,
+        f"{full[best]:.3f} {best}" if best else "",
     ]
+
+
+def _few(table: TaskTable, model: str) -> str:
+    row = table.of(model)
+    return FEW_SEEDS if row is not None and FEW_SEEDS in row.marks else ""
 
 
 def paired(tables: Sequence[TaskTable], reference: str, pictures: Sequence[Picture]) -> list[Block]:
@@ -99,7 +116,7 @@ def paired(tables: Sequence[TaskTable], reference: str, pictures: Sequence[Pictu
         [
             table.task.name,
             f"{reference} − {one.other}",
-            f"{one.interval.mean:+.3f}",
+            f"{one.interval.mean:+.3f}{_few(table, reference) or _few(table, one.other)}",
             f"{one.interval.low:+.3f} … {one.interval.high:+.3f}",
             "yes" if one.interval.low > 0 or one.interval.high < 0 else "no",
         ]
@@ -133,11 +150,13 @@ def overlaps(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
         counts = (
             f"{int(found.same.sum()):,} same, {int((found.near & ~found.same).sum()):,} near, of {len(found.near):,}"
         )
-        for name, values in (
-            ("all rows", [number(row.mean) if (row := table.of(m)) else "" for m in models]),
-            ("without same", [number(row.without_same) if (row := table.of(m)) else "" for m in models]),
-            ("without same and near", [number(row.without_near) if (row := table.of(m)) else "" for m in models]),
-        ):
+        scored: dict[str, Callable[[OurScore], float | None]] = {
+            "all rows": lambda row: row.mean,
+            "without same": lambda row: row.without_same,
+            "without same and near": lambda row: row.without_near,
+        }
+        for name, value in scored.items():
+            values = [f"{number(value(row))}{_few(table, m)}" if (row := table.of(m)) else "" for m in models]
             rows.append([table.task.name if name == "all rows" else "", counts, name, *values])
             counts = ""
     header = ["task", "test rows in train", "scored on", *models]
@@ -239,7 +258,11 @@ def missing(
         if unit not in folder.rows
     ]
     seeds = max((len(row.values) for table in tables for row in table.ours), default=0)
-    models = list(model_kinds(folder))
+    kinds = model_kinds(folder)
+    models = list(kinds)
+    for kind in ("scratch", "kmer", "cnn"):
+        if kind not in kinds.values():
+            texts.append(f"no row of {kind} ({_kind(kind)}): a score means little without this floor")
     for table in tables:
         for model in models:
             row = table.of(model)

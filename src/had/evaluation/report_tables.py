@@ -17,13 +17,14 @@ from had.evaluation.resampling import paired_interval
 from had.evaluation.suite_data import TaskData
 from had.evaluation.units import score
 
-FEW_SEEDS, SAME, OTHER, CAUTION, UNSTATED = "*", "=", "≠", "~", "?"
+FEW_SEEDS, SAME, OTHER, CAUTION, UNSTATED, OWN_ROWS = "*", "=", "≠", "~", "?", "°"
 LEGEND = {
     FEW_SEEDS: "fewer than 3 seeds: the number may move by more than the differences in this table",
     SAME: "nothing in it is random and the rows are fixed: every seed gives this number",
     OTHER: "not comparable with the published numbers; the reason stands beside the task",
     CAUTION: "comparable with caution; the reason stands beside the task",
     UNSTATED: "published with fewer than 3 seeds, or without saying how many",
+    OWN_ROWS: "published after further pre-training on sequences of the benchmark itself",
 }
 ENOUGH_SEEDS = 3
 _METRIC_NAMES = {"f1": "macro_f1"}
@@ -44,7 +45,8 @@ class PublishedScore:
     @property
     def marks(self) -> str:
         """Signs of `LEGEND`."""
-        return UNSTATED if self.seeds is None or self.seeds < ENOUGH_SEEDS else ""
+        few = UNSTATED if self.seeds is None or self.seeds < ENOUGH_SEEDS else ""
+        return few + (OWN_ROWS if "further pre-trained on" in self.model else "")
 
 
 @dataclass(frozen=True)
