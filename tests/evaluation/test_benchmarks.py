@@ -280,6 +280,8 @@ def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_pa
             ({"seeds": 0}, "--seeds must be at least 1"),
             ({"jobs": 0}, "--jobs must be at least 1"),
             ({"tasks": ["mouse/3", "mouse_3"]}, "names mouse/3 twice"),
+            ({"tasks": ["../gue/mouse/3"]}, "no folder below --data"),
+            ({"models": ("..=kmer",)}, "is none of had"),
             ({"max_train_rows": 1}, "--max-train-rows"),
         ]
     )
@@ -289,6 +291,28 @@ def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_pa
     with pytest.raises(UserError, match="the benchmark is one of gue"):
         benchmark("glue", tmp_path / "run", options(base))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_gives_exit_codes_and_takes_settings(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from had.cli import main
+
+    def run(*words: str) -> int:
+        common = ["had", "benchmark", "gue", "--data", str(base / "gue"), "--device", "cpu", "--quiet"]
+        monkeypatch.setattr("sys.argv", [*common, "--out", str(tmp_path / "run"), *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    assert run("--tasks", "mouse/3", "--models", "kmer, cnn", "--seeds", "1", "cnn.epochs=1") == 0
+    assert capsys.readouterr().err == ""
+    assert [row["model"] for row in table(tmp_path / "run")] == ["kmer", "cnn"]
+    assert "epoch 1 of 1" in table(tmp_path / "run")[1]["note"]
+    assert run("--models", "nonsense") == 2
+    assert capsys.readouterr().err.startswith("had: --models: 'nonsense' is none of")
+    scratch = ("--models", "scratch", "--model", str(base / "student"), "--tasks", "mouse/3", "--seeds", "1")
+    assert run(*scratch, "training.lr=1e30", "training.epochs=2", "training.batch_size=24") == 1
 
 
 def test_the_protocols_recipe_is_that_of_the_suite(base: Path) -> None:

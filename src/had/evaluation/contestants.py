@@ -36,7 +36,7 @@ TEACHER_RATES = (3e-5, 3e-4)
 """[ours] Peak learning rates of a fine-tuned teacher: those of a student would destroy a large one."""
 CNN_RATE = 1e-3
 """That of the original's optimizer."""
-_WORD = re.compile(r"(?:(?P<name>[\w.+\-]+)=)?(?P<kind>[a-z\-]+)(?::(?P<source>.+))?")
+_WORD = re.compile(r"(?:(?P<name>\w[\w.+\-]*)=)?(?P<kind>[a-z\-]+)(?::(?P<source>.+))?")
 _WHOLE_BATCH = 1 << 30
 _SECTIONS = {"had": "training", "scratch": "training", "teacher": "teacher", "cnn": "cnn"}
 

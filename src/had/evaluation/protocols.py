@@ -229,9 +229,12 @@ def chosen_tasks(suite: Suite, names: Sequence[str]) -> list[BenchmarkTask]:
     Raises
     ------
     UserError
-        If one name stands twice.
+        If one name stands twice, or leads out of the data folder.
     """
-    tasks = [suite.task(name) for name in names]
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or name == ".":
+            raise UserError(f"--tasks: {name!r} is no folder below --data; name tasks such as {suite.tasks[0].name}")
+    tasks = [suite.task(name.rstrip("/")) for name in names]
     for i, task in enumerate(tasks):
         if task in tasks[:i]:
             raise UserError(f"--tasks names {task.name} twice")
