@@ -41,6 +41,22 @@ def test_padding_of_a_batch_does_not_change_a_row_and_longer_rows_are_cut() -> N
     assert not torch.allclose(changed, together[:1])
 
 
+def test_it_is_the_network_described_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    model = CNNForSequenceClassification(CNNConfig(length=70)).train().double()
+    inner = model.backbone
+    codes = torch.randint(0, 6, (5, 70))
+    grads = []
+    outputs = (inner(codes), inner.dense(inner.blocks(inner.embedding(codes).transpose(1, 2)).flatten(1)))
+    for output in outputs:
+        model.zero_grad()
+        output.square().sum().backward()
+        grads.append([p.grad.clone() for p in inner.parameters()])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for ours, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
 def test_the_common_loop_trains_it_with_its_running_statistics() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 2
