@@ -226,24 +226,22 @@ def shared_kmers(sequences: Sequence[str], others: Sequence[str], k: int = 12) -
         If a sequence holds a character that is no nucleotide letter.
     """
     best = np.zeros(len(sequences))
-    for first, last in _chunks([len(s) for s in sequences], _ROWS_COMPARED):
-        row, kmer = _distinct_kmers(sequences[first:last], k)
-        known, column = np.unique(kmer, return_inverse=True)
-        if not len(known):
-            continue
-        ones = np.ones(len(row), dtype=np.int32)
-        table = sparse.csr_array((ones, (row, column)), shape=(last - first, len(known)))
-        total = np.bincount(row, minlength=last - first)
-        most = np.zeros(last - first)
-        for start, end in _chunks([len(s) for s in others], _OTHERS_COMPARED):
-            other_row, other_kmer = _distinct_kmers(others[start:end], k)
-            place = np.minimum(np.searchsorted(known, other_kmer), len(known) - 1)
-            shared = known[place] == other_kmer
-            ones = np.ones(int(shared.sum()), dtype=np.int32)
-            other = sparse.csr_array((ones, (place[shared], other_row[shared])), shape=(len(known), end - start))
-            most = np.maximum(most, (table @ other).max(axis=1).toarray().ravel())
-        best[first:last] = most / np.maximum(total, 1)
-    return best
+    row, kmer = _distinct_kmers(sequences, k)
+    known, column = np.unique(kmer, return_inverse=True)
+    if not len(known):
+        return best
+    ones = np.ones(len(row), dtype=np.int32)
+    table = sparse.csr_array((ones, (row, column)), shape=(len(sequences), len(known)))
+    for start, end in _chunks([len(s) for s in others], _OTHERS_COMPARED):
+        other_row, other_kmer = _distinct_kmers(others[start:end], k)
+        place = np.minimum(np.searchsorted(known, other_kmer), len(known) - 1)
+        shared = known[place] == other_kmer
+        ones = np.ones(int(shared.sum()), dtype=np.int32)
+        other = sparse.csr_array((ones, (place[shared], other_row[shared])), shape=(len(known), end - start))
+        for first in range(0, len(sequences), _ROWS_COMPARED):
+            some = slice(first, first + _ROWS_COMPARED)
+            best[some] = np.maximum(best[some], (table[some] @ other).max(axis=1).toarray().ravel())
+    return best / np.maximum(np.bincount(row, minlength=len(sequences)), 1)
 
 
 def _distinct_kmers(sequences: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,6 +21,7 @@ from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tas
 from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
+from had.evaluation.suite_data import TaskData
 from had.evaluation.units import Job, Shelf, TaskSpec, settings_of
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
@@ -115,7 +116,11 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
         folder.adopt(wanted)
         done, failed = _run(folder, planned, shelf, options, threads)
         by_name = {spec.task.name: spec for spec in specs}
-        paths = write_report(folder, suite, lambda name: shelf.get(by_name[name]) if name in by_name else None, failed)
+
+        def load(name: str) -> TaskData | None:
+            return shelf.get(by_name[name]) if name in by_name else None
+
+        paths = write_report(folder, suite, load, failed, options.quiet)
     finally:
         folder.close()
     for path in paths:

@@ -43,6 +43,7 @@ def write_report(
     suite: Suite,
     load: Callable[[str], TaskData | None],
     failed: Mapping[Unit, Exception] | None = None,
+    quiet: bool = True,
 ) -> list[Path]:
     """Write the report of everything that is in a benchmark's folder.
 
@@ -57,6 +58,8 @@ def write_report(
         train is left out, unless it was made before).
     failed
         Units that could not be computed, and why.
+    quiet
+        Show no progress.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def write_report(
     """
     if not folder.rows:
         return []
-    tables = collect(folder, suite, load)
+    tables = collect(folder, suite, load, quiet)
     kinds = model_kinds(folder)
     reference = reference_model(kinds)
     scores, differences = draw_scores(tables), draw_differences(tables, reference)

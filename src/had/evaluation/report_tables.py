@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from had.assets import PUBLISHED_SCORES
 from had.bootstrap import Interval
+from had.console import progress
 from had.evaluation.benchmark_folder import BenchmarkFolder, Predictions, read_predictions
 from had.evaluation.overlap import Overlap, overlap_of
 from had.evaluation.protocols import BenchmarkTask, Suite
@@ -177,7 +178,9 @@ def reference_model(kinds: Mapping[str, str]) -> str:
     return next((name for name, kind in kinds.items() if kind == "had"), next(iter(kinds)))
 
 
-def collect(folder: BenchmarkFolder, suite: Suite, load: Callable[[str], TaskData | None]) -> list[TaskTable]:
+def collect(
+    folder: BenchmarkFolder, suite: Suite, load: Callable[[str], TaskData | None], quiet: bool = True
+) -> list[TaskTable]:
     """Tables of all tasks that have a score, in the suite's order.
 
     Parameters
@@ -188,12 +191,19 @@ def collect(folder: BenchmarkFolder, suite: Suite, load: Callable[[str], TaskDat
         For the order, the official sizes, the published numbers.
     load
         Gives a task's data by name, for the search for test rows that stand in train; None where it is not at hand.
+    quiet
+        Show no progress.
     """
     names = list(dict.fromkeys(unit.task for unit in folder.rows))
     order = {task.name: i for i, task in enumerate(suite.tasks)}
     names.sort(key=lambda name: order.get(name, len(order)))
     kinds = model_kinds(folder)
-    return [_table(folder, suite, suite.task(name), kinds, load) for name in names]
+    tables = []
+    with progress(len(names), "report", "tasks", quiet=quiet) as advance:
+        for name in names:
+            tables.append(_table(folder, suite, suite.task(name), kinds, load))
+            advance()
+    return tables
 
 
 def model_kinds(folder: BenchmarkFolder) -> dict[str, str]:

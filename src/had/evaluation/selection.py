@@ -254,7 +254,9 @@ def _fitted_notes(facts: dict[str, Any], tried: dict[str, float], seed: int) -> 
     if len(tried) > 1:
         among = ", ".join(f"{rate} {score:.3f}" for rate, score in tried.items())
         notes.append(f"lr {facts['lr']:g} by validation of seed {seed} ({among})")
-    notes.append(f"epoch {facts['epoch']} of {facts['epochs']}" + (", strands averaged" if facts["conjoin"] else ""))
+    notes.append(
+        f"epoch {facts['epoch']} of {facts['epochs']}" + (", strands averaged" if facts["conjoin"] else ", one strand")
+    )
     return notes
 
 
