@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from had import __version__
+from had.cli_benchmark import benchmark
 from had.cli_options import (
     Bed,
     Device,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="Train, verify and evaluate teachers.")
 app.add_typer(teacher_app, name="teacher")
+app.command()(benchmark)
 
 
 def _version(show: bool) -> None:

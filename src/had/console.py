@@ -75,8 +75,8 @@ def progress(total: int | None, description: str, unit: str = "it", quiet: bool 
 class Progress:
     """Work in progress, shown to nobody."""
 
-    def __call__(self, n: int = 1) -> None:
-        """Count `n` more units as done."""
+    def __call__(self, n: float = 1) -> None:
+        """Count `n` more units as done (a part of one, too)."""
 
     def skip(self, n: int) -> None:
         """Count `n` units as done before, by the run that is resumed: they do not count in the rate."""
@@ -102,7 +102,7 @@ class _Bar(Progress):
     def __init__(self, total: int | None, description: str, unit: str):
         self._bar = tqdm(total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=True, file=sys.stderr)
 
-    def __call__(self, n: int = 1) -> None:
+    def __call__(self, n: float = 1) -> None:
         self._bar.update(n)
 
     def skip(self, n: int) -> None:
@@ -121,12 +121,12 @@ class _Bar(Progress):
 class _Lines(Progress):
     def __init__(self, total: int | None, description: str, unit: str):
         self._total, self._description, self._unit = total, description, unit
-        self._done = self._skipped = 0
+        self._done = self._skipped = 0.0
         self._notes: dict[str, float | str] = {}
         self._start = self._last = time.monotonic()
         self._closed = False
 
-    def __call__(self, n: int = 1) -> None:
+    def __call__(self, n: float = 1) -> None:
         self._done += n
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._print()

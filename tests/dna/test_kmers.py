@@ -93,3 +93,37 @@ def test_duplicates_are_found_on_both_strands_whatever_the_case() -> None:
     assert found.either.sum() == 4
     assert kmers.find_duplicates([], others).exact.shape == (0,)
     assert kmers.find_duplicates(["RAC"], ["GTY"]).reverse_complement.tolist() == [True]
+
+
+def test_shared_kmers_agree_with_counting_by_hand() -> None:
+    rng = np.random.default_rng(5)
+    others = ["".join(rng.choice(list("ACGT"), n)) for n in (30, 45, 3, 60)]
+    turned = others[1].translate(str.maketrans("ACGT", "TGCA"))[::-1]
+    sequences = [others[0], turned, others[3][10:] + others[0][:10], "ACGNACGTA", "AC", "", "N" * 20, "a" * 12]
+
+    def words(text: str, k: int) -> set[str]:
+        text = text.upper()
+        found = [text[i : i + k] for i in range(len(text) - k + 1)]
+        both = [(word, word.translate(str.maketrans("ACGT", "TGCA"))[::-1]) for word in found if "N" not in word]
+        return {min(pair) for pair in both}
+
+    for k in (4, 9):
+        expected = []
+        for sequence in sequences:
+            own = words(sequence, k)
+            expected.append(max((len(own & words(other, k)) / len(own) for other in others), default=0) if own else 0.0)
+        assert kmers.shared_kmers(sequences, others, k).tolist() == pytest.approx(expected)
+    assert kmers.shared_kmers(sequences[:2], others, 12).tolist() == [1.0, 1.0]
+    assert kmers.shared_kmers(sequences[:2], [], 12).tolist() == [0.0, 0.0]
+    assert kmers.shared_kmers([], others, 12).shape == (0,)
+
+
+def test_shared_kmers_in_small_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    others = ["".join(rng.choice(list("AC"), 20)) for _ in range(9)]
+    sequences = ["".join(rng.choice(list("AC"), 20)) for _ in range(7)]
+    whole = kmers.shared_kmers(sequences, others, 6)
+    monkeypatch.setattr("had.dna.kmers._ROWS_COMPARED", 3)
+    monkeypatch.setattr("had.dna.kmers._OTHERS_COMPARED", 2)
+    assert np.array_equal(kmers.shared_kmers(sequences, others, 6), whole)
+    assert 0 < whole.max() < 1

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from had.dna.tokenizers import KmerTokenizer
 from had.errors import UserError
-from had.evaluation.features import student_layers, teacher_layers
+from had.evaluation.features import student_layers, teacher_layers, teacher_layers_of_any
 from had.models.student import HADConfig, HADModel
 from had.models.teachers import random_teacher
 
@@ -59,3 +60,18 @@ def test_every_letter_of_a_ragged_sequence_counts() -> None:
 def test_what_the_teacher_cannot_read_is_refused_by_its_index(bad: str) -> None:
     with pytest.raises(UserError, match="sequence 1"):
         teacher_layers(random_teacher("16x1x2x24"), ["ACGTACGT", bad])
+
+
+def test_sequences_the_teacher_cannot_read_whole_have_features_too() -> None:
+    teacher = random_teacher("32x2x2x32")
+    texts = ["ACGTTGCAAACC", "ACGTTGCAAAC", "ACNTTGCAAACC", "AC", "n"]
+    layers = teacher_layers_of_any(teacher, texts)
+    plain = teacher_layers(teacher, texts[:2])
+    assert list(layers) == list(plain)
+    for name, values in layers.items():
+        assert values.shape == (5, 32)
+        np.testing.assert_allclose(values[:2], plain[name], rtol=1e-5, atol=1e-6)
+        assert np.isfinite(values).all()
+    ids = torch.tensor([KmerTokenizer().encode(texts[2])])
+    expected = teacher.network.hidden_states(ids)[-1][0, 1:].mean(0).detach().numpy()
+    np.testing.assert_allclose(layers["layer 2"][2], expected, rtol=1e-5, atol=1e-6)

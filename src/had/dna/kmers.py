@@ -17,6 +17,8 @@ from had.errors import UserError
 
 _CELLS_PER_CHUNK = 1 << 24
 """Cells of the dense count table held at a time (128 MB of int64)."""
+_ROWS_COMPARED, _OTHERS_COMPARED = 512, 20_000
+"""Sequences whose k-mers are compared at a time."""
 _TO_UPPER_DNA = bytes.maketrans(b"acgtuU" + b"rywskmbdhvn", b"ACGTTT" + b"RYWSKMBDHVN")
 _TO_COMPLEMENT = bytes.maketrans(b"ACGTRYWSKMBDHVN", b"TGCAYRWSMKVHDBN")
 
@@ -198,3 +200,60 @@ def find_duplicates(sequences: Sequence[str], others: Sequence[str]) -> Duplicat
 
 def _normal(sequence: str) -> bytes:
     return sequence.encode("latin-1", "replace").translate(_TO_UPPER_DNA)
+
+
+def shared_kmers(sequences: Sequence[str], others: Sequence[str], k: int = 12) -> NDArray[np.float64]:
+    """Share of each sequence's k-mers that stand in one and the same other sequence, on either strand.
+
+    Near-duplicates show by it: unrelated sequences of 500 bp share about one 12-mer in 100, a sequence and its copy
+    shifted by a tenth of the length 90 in 100; low complexity (poly-A has one k-mer) can look like a copy.
+
+    Parameters
+    ----------
+    sequences, others
+        n sequences, and those they are looked for in; any length, IUPAC letters, either case.
+    k
+        Letters of a k-mer, 1…15. k-mers with a letter other than A, C, G, T are left out; each counts once, as one with
+        its reverse complement.
+
+    Returns
+    -------
+    The largest share (n,) over ``others``, 0…1; 0 for a sequence without k-mers, or where there are no others.
+
+    Raises
+    ------
+    UserError
+        If a sequence holds a character that is no nucleotide letter.
+    """
+    best = np.zeros(len(sequences))
+    row, kmer = _distinct_kmers(sequences, k)
+    known, column = np.unique(kmer, return_inverse=True)
+    if not len(known):
+        return best
+    ones = np.ones(len(row), dtype=np.int32)
+    table = sparse.csr_array((ones, (row, column)), shape=(len(sequences), len(known)))
+    for start, end in _chunks([len(s) for s in others], _OTHERS_COMPARED):
+        other_row, other_kmer = _distinct_kmers(others[start:end], k)
+        place = np.minimum(np.searchsorted(known, other_kmer), len(known) - 1)
+        shared = known[place] == other_kmer
+        ones = np.ones(int(shared.sum()), dtype=np.int32)
+        other = sparse.csr_array((ones, (place[shared], other_row[shared])), shape=(len(known), end - start))
+        for first in range(0, len(sequences), _ROWS_COMPARED):
+            some = slice(first, first + _ROWS_COMPARED)
+            best[some] = np.maximum(best[some], (table[some] @ other).max(axis=1).toarray().ravel())
+    return best / np.maximum(np.bincount(row, minlength=len(sequences)), 1)
+
+
+def _distinct_kmers(sequences: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and canonical index of every k-mer of every sequence, each pair once."""
+    codes = _encode_joined(sequences)
+    if len(codes) < k:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    row = np.repeat(np.arange(len(sequences)), [len(s) + 1 for s in sequences])
+    spoilt = np.concatenate([[0], np.cumsum(codes > alphabet.T)])
+    start = np.flatnonzero(spoilt[k:] == spoilt[:-k])
+    letters = np.minimum(codes, alphabet.T)
+    forward = kmer_index(letters, k)[start]
+    backward = kmer_index(alphabet.COMPLEMENT[letters[::-1]], k)[::-1][start]
+    pairs = np.unique(row[start] * 4**k + np.minimum(forward, backward))
+    return pairs // 4**k, pairs % 4**k

@@ -4,7 +4,7 @@ Only the sequence and the label are kept. Other columns (strand, coordinates, cl
 label away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna import alphabet
-from had.dna.labelled_rows import iterate_records
+from had.dna.labelled_rows import Record, iterate_records
 from had.dna.labelled_tasks import LabelledRow, plain_number, sorted_names
 from had.errors import UserError
 
 SPLITS = ("train", "dev", "test")
-_NAMES_OF = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+"""What the file or folder of each split may be called."""
 _TEXT_SUFFIXES = ("csv", "tsv", "fa", "fasta", "fna")
 _SUFFIXES = (*(f".{kind}{packed}" for kind in _TEXT_SUFFIXES for packed in ("", ".gz")), ".parquet")
 _MISSING = {"", "nan", "na", "n/a", "null"}
@@ -140,12 +141,37 @@ def usable_rows(
         is no nucleotide letter. The message has the line.
     """
     path = Path(path)
+    rows, dropped = sort_out(iterate_records(path, label_columns), path, bool(label_columns))
+    if not rows:
+        raise UserError(f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at)")
+    return rows, dropped
+
+
+def sort_out(
+    records: Iterable[Record], path: Path, empty_label_is_one: bool = False
+) -> tuple[list[LabelledRow], list[DroppedRow]]:
+    """Part records into rows with a sequence and a label, and those without.
+
+    Parameters
+    ----------
+    records
+        As `had.dna.labelled_rows.iterate_records` gives them.
+    path
+        Their file, for messages.
+    empty_label_is_one
+        An empty label means: none of the labels (columns of 0 and 1).
+
+    Raises
+    ------
+    UserError
+        If a sequence holds a character that is no nucleotide letter; the message has the line.
+    """
     rows: list[LabelledRow] = []
     dropped: list[DroppedRow] = []
-    for record in iterate_records(path, label_columns):
+    for record in records:
         if not record.sequence:
             dropped.append(DroppedRow(record.line, "an empty sequence"))
-        elif record.label is None or (not label_columns and record.label.lower() in _MISSING):
+        elif record.label is None or (not empty_label_is_one and record.label.lower() in _MISSING):
             dropped.append(DroppedRow(record.line, "a missing label"))
         else:
             _check_letters(path, record.line, record.sequence)
@@ -153,31 +179,32 @@ def usable_rows(
             rows.append(
                 LabelledRow(record.line, record.number, record.sequence, label, record.id, record.locus, record.split)
             )
-    if not rows:
-        raise UserError(f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at)")
     return rows, dropped
 
 
-def find_splits(folder: str | PathLike[str]) -> dict[str, Path]:
+def find_splits(folder: str | PathLike[str], none_is_an_error: bool = True) -> dict[str, Path]:
     """Find the train, dev and test files (or folders of classes) of a folder, those that are there, in this order.
 
     Raises
     ------
     UserError
-        If there is none, or one split has two files.
+        If there is none (unless that is no error), or one split has two files.
     """
     folder = Path(folder)
     paths: dict[str, Path] = {}
     for split in SPLITS:
         found = [
-            path for name in _NAMES_OF[split] for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()
+            path
+            for name in SPLIT_NAMES[split]
+            for suffix in _SUFFIXES
+            if (path := folder / f"{name}{suffix}").is_file()
         ]
-        found += [folder / name for name in _NAMES_OF[split] if any((folder / name).glob("*/*.txt"))]
+        found += [folder / name for name in SPLIT_NAMES[split] if any((folder / name).glob("*/*.txt"))]
         if len(found) > 1:
             raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
         if found:
             paths[split] = found[0]
-    if not paths:
+    if not paths and none_is_an_error:
         raise UserError(f"{folder} has no train, dev or test file ({', '.join(_SUFFIXES)}); name a folder that has")
     return paths
 

@@ -50,6 +50,8 @@ class Record(NamedTuple):
     locus: Locus | None = None
     split: str | None = None
     """Content of a column ``split``."""
+    task: str | None = None
+    """Content of a column ``task``, where one file holds the rows of many tasks."""
 
 
 def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label: bool = True) -> Iterator[Record]:
@@ -159,6 +161,7 @@ class _Columns:
         self.labels = [] if absent else [places[name.strip().lower()] for name in label_columns]
         self.id = first_of(_ID_COLUMNS)
         self.split = places.get("split")
+        self.task = places.get("task")
         self.locus = (first_of(_CONTIG_COLUMNS), places.get("start"), places.get("end"))
 
     def record(self, fields: Sequence[str], line: int, number: int) -> Record:
@@ -175,6 +178,7 @@ class _Columns:
             self._several(field, line) if self.labels else None if self.label is None else field(self.label),
             Locus(contig, int(start), int(end)) if located else None,
             field(self.split).lower() or None,
+            field(self.task) or None,
         )
 
     def _several(self, field: Callable[[int | None], str], line: int) -> str:
@@ -254,7 +258,8 @@ def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool)
         with parquet.ParquetFile(path) as file:
             names = [name.strip().lower() for name in file.schema_arrow.names]
             columns = _Columns(str(path), names, label_columns, need_label)
-            places = [columns.sequence, columns.label, columns.id, columns.split, *columns.locus, *columns.labels]
+            places = [columns.sequence, columns.label, columns.id, columns.split, columns.task]
+            places += [*columns.locus, *columns.labels]
             wanted = sorted({place for place in places if place is not None})
             number = 0
             for batch in file.iter_batches(_PARQUET_ROWS, columns=[file.schema_arrow.names[i] for i in wanted]):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from had.dna.alphabet import GROUP, N, encode_bytes
-from had.dna.tokenizers import NucleotideTokenizer
+from had.dna.alphabet import GROUP, N, decode, encode_bytes
+from had.dna.tokenizers import KmerTokenizer, NucleotideTokenizer
 from had.errors import UserError
 from had.models.student import HADModel
 from had.models.teachers import NTv2Teacher
@@ -82,6 +82,31 @@ def teacher_layers(teacher: NTv2Teacher, sequences: Sequence[str]) -> dict[str, 
         for name, values in _joined(parts, "layer").items():
             into = results.setdefault(name, np.empty((len(codes), values.shape[1]), np.float32))
             into[where] = values
+    return results
+
+
+def teacher_layers_of_any(teacher: NTv2Teacher, sequences: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """As `teacher_layers`, of sequences that may be short or hold an N.
+
+    Those are read as the publisher's tokenizer would, with single-letter tokens, and the mean is over all tokens but
+    ``<cls>``; what lies behind the longest input is left out.
+    """
+    codes = [encode_bytes(sequence.encode("latin-1", "replace")) for sequence in sequences]
+    whole = np.array([len(row) >= GROUP and int(row.max()) < N for row in codes])
+    results: dict[str, NDArray[np.float32]] = {}
+    if whole.any():
+        found = teacher_layers(teacher, [sequences[i] for i in np.flatnonzero(whole).tolist()])
+        for name, values in found.items():
+            results[name] = np.zeros((len(codes), values.shape[1]), np.float32)
+            results[name][whole] = values
+    tokenizer = KmerTokenizer()
+    for i in np.flatnonzero(~whole):
+        ids = torch.tensor([tokenizer.encode(decode(codes[i]))[: teacher.max_groups + 1]], device=teacher.device)
+        with torch.inference_mode():
+            states = teacher.network.hidden_states(ids)
+        parts = [[state[:, 1:].float().mean(1).cpu().numpy() for state in states]]
+        for name, values in _joined(parts, "layer").items():
+            results.setdefault(name, np.zeros((len(codes), values.shape[1]), np.float32))[i] = values[0]
     return results
 
 

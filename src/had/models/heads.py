@@ -1,5 +1,8 @@
 """The student with a task on top: mean pooling over real letters, dropout, one linear layer.
 
+What every classifier of sequences has in common is `SequenceClassifier`: fine-tuning knows nothing else of a model, so
+a convolutional network or a fine-tuned teacher is trained by the same loop.
+
 Shape suffixes: B batch, L length, D width, K outputs.
 """
 
@@ -22,10 +25,8 @@ TASKS = ("binary", "multiclass", "multilabel", "regression")
 
 
 @dataclass
-class HADClassifierConfig:
-    """What stands above the student, and what its outputs mean."""
-
-    model_type: ClassVar[str] = "had-sequence-classification"
+class HeadConfig:
+    """What stands above a network, and what its outputs mean."""
 
     task: str = "binary"
     """binary, multiclass, multilabel or regression."""
@@ -39,8 +40,6 @@ class HADClassifierConfig:
     """Regression: added to the output, which is in units of ``target_scale``."""
     target_scale: float = 1.0
     """Regression: standard deviation of the training values."""
-    student: HADConfig = field(default_factory=HADConfig)
-    """Sizes of the student."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning with a ValueError."""
@@ -53,6 +52,16 @@ class HADClassifierConfig:
             raise ValueError(f"{self.task} has {least} or more outputs; got {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have one name")
+
+
+@dataclass
+class HADClassifierConfig(HeadConfig):
+    """What stands above the student, and its sizes."""
+
+    model_type: ClassVar[str] = "had-sequence-classification"
+
+    student: HADConfig = field(default_factory=HADConfig)
+    """Sizes of the student."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, as ``config.json`` holds them."""
@@ -113,39 +122,48 @@ def reverse_complement_ids(input_ids: Tensor, attention_mask: Tensor | None = No
     return torch.where(real, table[input_ids.gather(1, mirrored)], input_ids)
 
 
-class HADForSequenceClassification(nn.Module):
-    """A student with one linear layer on its mean-pooled features.
+class SequenceClassifier(nn.Module):
+    """A network that pools a sequence into one vector, dropout, and one linear layer.
 
     Parameters
     ----------
     config
-        Task, classes and the student's sizes.
-    student
-        A trained student of these sizes, taken over as it is; None: a fresh one.
+        Task and classes.
+    backbone
+        Name and network below the head: it keeps its own name among the weights.
+    width
+        D of the pooled vectors.
+    std
+        Standard deviation of the head's fresh weights; None: torch's own start.
     """
 
-    def __init__(self, config: HADClassifierConfig | None = None, student: HADModel | None = None) -> None:
+    def __init__(
+        self, config: HeadConfig, backbone: tuple[str, nn.Module], width: int, std: float | None = None
+    ) -> None:
         super().__init__()
-        config = config or HADClassifierConfig()
         self.config = config
-        self.student = HADModel(config.student) if student is None else student
+        self.width = width
+        self._backbone = backbone[0]
+        self.add_module(*backbone)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.student.hidden_size, len(config.classes))
-        nn.init.normal_(self.head.weight, std=config.student.initializer_range)
-        nn.init.zeros_(self.head.bias)
+        self.head = nn.Linear(width, len(config.classes))
+        if std is not None:
+            nn.init.normal_(self.head.weight, std=std)
+            nn.init.zeros_(self.head.bias)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The network below the head, which a linear probe leaves as it is."""
+        return self.get_submodule(self._backbone)
+
     def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none."""
-        features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
-        if attention_mask is None:
-            return features_BLD.mean(1)
-        # Features are 0 at padding, so the sum is over the letters alone.
-        return features_BLD.sum(1) / (attention_mask != 0).sum(1, keepdim=True).clamp_min(1).to(features_BLD.device)
+        """One vector (B, D) float32 for each row of student token ids (B, L), which are on the model's device."""
+        raise NotImplementedError
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
         """Logits (B, K) of pooled features (B, D); for regression in the units of the data."""
@@ -189,6 +207,34 @@ class HADForSequenceClassification(nn.Module):
         if self.config.task == "regression":
             return logits_BK
         return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
+
+
+class HADForSequenceClassification(SequenceClassifier):
+    """A student with one linear layer on its mean-pooled features.
+
+    Parameters
+    ----------
+    config
+        Task, classes and the student's sizes.
+    student
+        A trained student of these sizes, taken over as it is; None: a fresh one.
+    """
+
+    config: HADClassifierConfig
+    student: HADModel
+
+    def __init__(self, config: HADClassifierConfig | None = None, student: HADModel | None = None) -> None:
+        config = config or HADClassifierConfig()
+        student = HADModel(config.student) if student is None else student
+        super().__init__(config, ("student", student), config.student.hidden_size, config.student.initializer_range)
+
+    def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none."""
+        features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
+        if attention_mask is None:
+            return features_BLD.mean(1)
+        # Features are 0 at padding, so the sum is over the letters alone.
+        return features_BLD.sum(1) / (attention_mask != 0).sum(1, keepdim=True).clamp_min(1).to(features_BLD.device)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` (task, classes, sizes) and ``model.safetensors``.

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 
 from had.config import to_dict
-from had.console import progress, say
+from had.console import Progress, progress, say
 from had.dna.intervals import BED_SUFFIXES, is_bed
 from had.dna.labelled_tasks import UNSEEN
 from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
 from had.metrics import confusion_matrix
-from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
 from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, HADModel
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_data import FinetuningData, Part, load_data
-from had.training.finetuning_loop import Fit, FitConfig, FitResult, chosen_metric
+from had.training.finetuning_loop import Classifier, Fit, FitConfig, FitResult, chosen_metric
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
@@ -209,14 +209,17 @@ def build_model(
 
 
 def fit_model(
-    config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification
-) -> tuple[FitResult, dict[str, Any]]:
-    """Fine-tune without a run folder, as a benchmark does: the result, and the scores of its one test (or {})."""
-    result = _fit(config, data, model).run()
+    config: FinetuneConfig, data: FinetuningData, model: Classifier, advance: Progress | None = None
+) -> tuple[FitResult[Classifier], dict[str, Any]]:
+    """Fine-tune without a run folder, as a benchmark does: the result, and the scores of its one test (or {}).
+
+    ``advance`` is told the rows of every batch.
+    """
+    result = _fit(config, data, model).run(advance=advance)
     return result, scores_of_test(result.model, data, config.freeze)
 
 
-def scores_of_test(model: HADForSequenceClassification, data: FinetuningData, freeze: bool = False) -> dict[str, Any]:
+def scores_of_test(model: SequenceClassifier, data: FinetuningData, freeze: bool = False) -> dict[str, Any]:
     """Metrics of the test rows, of all of them and of those that do not stand in train; {} without test rows."""
     if data.test is None:
         return {}
@@ -230,7 +233,7 @@ def scores_of_test(model: HADForSequenceClassification, data: FinetuningData, fr
     return scores
 
 
-def _fit(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> Fit:
+def _fit(config: FinetuneConfig, data: FinetuningData, model: Classifier) -> Fit[Classifier]:
     wanted = config.training.precision
     bf16 = wanted == "bf16" or (wanted == "auto" and native_bf16(model.device))
     return Fit(model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16)

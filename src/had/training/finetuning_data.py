@@ -145,16 +145,16 @@ def prepare_rows(
     for name in ("train", "dev"):
         # A test row of N alone stays: whatever the model says of it counts, as in published scores.
         if name in given:
-            given[name] = _with_letters(given[name], dropped.setdefault(name, []))
+            given[name] = with_letters(given[name], dropped.setdefault(name, []))
     decided = decide_task(given["train"], task, label_columns, source)
     own_dev = bool(given.get("dev"))
     if not own_dev:
-        train, dev, how = _hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
+        train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
         given |= {"train": train, "dev": dev}
         if decided.kind in ("binary", "multiclass"):
             decided = decide_task(given["train"], decided.kind, label_columns, f"{source}, training part")
     if test_fraction and not given.get("test"):
-        train, test, said = _hold_out(given["train"], decided, split, test_fraction, seed + 1, "test")
+        train, test, said = hold_out(given["train"], decided, split, test_fraction, seed + 1, "test")
         given |= {"train": train, "test": test}
         how += f"; test: {said}"
     parts: dict[str, Part] = {}
@@ -181,7 +181,7 @@ def _read(
     dropped: dict[str, list[DroppedRow]] = {}
     for name, file in files.items():
         given[name], dropped[name] = usable_rows(file, label_columns)
-    digests = {name: _digest(file) for name, file in files.items()}
+    digests = {name: digest_of(file) for name, file in files.items()}
     rows = given.get("train", [])
     if not path.is_dir() and any(row.split for row in rows):
         given = {"train": [], "dev": [], "test": []}
@@ -194,8 +194,8 @@ def _read(
     return given, dropped, digests
 
 
-def _digest(path: Path) -> str:
-    """sha256 of a file, or of names and files of a folder of classes."""
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or of the names and files of a folder of classes."""
     if not path.is_dir():
         return sha256_of_file(path)
     digest = hashlib.sha256()
@@ -219,8 +219,8 @@ def _key(codes: Codes) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _with_letters(rows: list[LabelledRow], dropped: list[DroppedRow]) -> list[LabelledRow]:
-    """Leave out rows without any letter A, C, G or T; list them."""
+def with_letters(rows: list[LabelledRow], dropped: list[DroppedRow]) -> list[LabelledRow]:
+    """Leave out rows without any letter A, C, G or T, and list them in ``dropped``."""
     kept = []
     for row in rows:
         if (_codes(row.sequence) != N).any():
@@ -254,10 +254,32 @@ def _groups(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
     return np.array([root(i) for i in range(len(rows))], dtype=np.int64)
 
 
-def _hold_out(
+def hold_out(
     rows: list[LabelledRow], task: Task, mode: str, fraction: float, seed: int, what: str
 ) -> tuple[list[LabelledRow], list[LabelledRow], str]:
-    """Take a share of each class's groups out of the rows; also say in words how."""
+    """Take a share of each class's groups out of the rows.
+
+    Parameters
+    ----------
+    rows, task
+        Labelled rows, and what their labels are.
+    mode
+        auto or locus: rows of one locus, or of one sequence on either strand, stay together (locus insists on
+        coordinates); random: row by row.
+    fraction, seed
+        Share of the rows, and the seed of the draw.
+    what
+        For whom, for the message.
+
+    Returns
+    -------
+    The rows kept, the rows held out (both in their order), and how they were chosen, in words.
+
+    Raises
+    ------
+    UserError
+        If the rows have no coordinates where ``mode`` asks for them, or are too few or too much alike.
+    """
     if mode not in ("auto", "locus", "random"):
         raise UserError(f"--split is auto, locus or random; got {mode!r}")
     n_located = sum(row.locus is not None for row in rows)
@@ -286,7 +308,7 @@ def _hold_out(
     kept = [row for i, row in enumerate(rows) if i not in held]
     out = [rows[i] for i in sorted(held)]
     if mode == "random":
-        said = "rows at random (rows of one locus or one sequence may stand on both sides)"
+        said = "at random (rows of one locus or one sequence may stand on both sides)"
     elif n_located:
         said = f"by locus, overlapping intervals merged ({n_located:,} of {len(rows):,} rows have coordinates)"
     else:

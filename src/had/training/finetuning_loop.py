@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from torch.nn import functional as F
 
 from had.console import Progress
 from had.errors import RunFault, UserError
-from had.models.heads import HADForSequenceClassification
+from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.finetuning_data import Part, augmented, collate, make_batches, portions
 from had.training.finetuning_scores import LETTERS_PER_PASS, or_worst, pooled_features, predict_logits, score_logits
 from had.training.optimizer_state import optimizer_tensors, restore_optimizer
 from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
+
+Classifier = TypeVar("Classifier", bound=SequenceClassifier)
+"""Whatever model is fine-tuned: the same kind comes back."""
 
 _OF_CLASSES = ("mcc", "accuracy", "macro_f1", "auroc", "auprc")
 METRICS_OF = {
@@ -86,10 +89,10 @@ class FitConfig:
 
 
 @dataclass
-class FitResult:
+class FitResult(Generic[Classifier]):
     """The best model by validation."""
 
-    model: HADForSequenceClassification
+    model: Classifier
     """On its device, in evaluation mode, ``config.conjoin`` decided."""
     metric: str
     epoch: int
@@ -112,9 +115,7 @@ def chosen_metric(task: str, metric: str) -> str:
     return metric
 
 
-def _loss_sum(
-    model: HADForSequenceClassification, logits: Tensor, y: Tensor, smoothing: float, weights: Tensor | None
-) -> Tensor:
+def _loss_sum(model: SequenceClassifier, logits: Tensor, y: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
     """Sum over rows of the weighted loss."""
     task = model.config.task
     if task == "regression":
@@ -137,12 +138,12 @@ def _weights(task: str, targets: NDArray, n_classes: int, device: torch.device) 
     return torch.tensor(len(targets) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32, device=device)
 
 
-class Fit:
+class Fit(Generic[Classifier]):
     """Fine-tunes one model; see `run`."""
 
     def __init__(
         self,
-        model: HADForSequenceClassification,
+        model: Classifier,
         train: Part,
         valid: Part,
         config: FitConfig,
@@ -157,7 +158,7 @@ class Fit:
         self.bf16 = bf16
         self.metric = chosen_metric(model.config.task, config.metric)
         if freeze:
-            model.student.requires_grad_(False)
+            model.backbone.requires_grad_(False)
             model.eval()
             for part in (train, valid):
                 part.features = pooled_features(model, part)
@@ -186,7 +187,7 @@ class Fit:
         checkpoints: Path | None = None,
         resume_from: Path | None = None,
         stop_after: int | None = None,
-    ) -> FitResult:
+    ) -> FitResult[Classifier]:
         """Train to the end of the schedule, or until patience ends or epoch ``stop_after`` is done.
 
         Raises
@@ -236,7 +237,7 @@ class Fit:
         torch.manual_seed(int(rng.integers(0, 2**63 - 1)))
         model.train()
         if self.freeze:
-            model.student.eval()
+            model.backbone.eval()
         sums = rows_done = 0.0
         for number, batch in enumerate(make_batches(self.train.lengths, config.batch_size, rng)):
             for optimizer in self.optimizers:
@@ -284,8 +285,11 @@ class Fit:
         decay = min(self.config.ema, (1 + step) / (10 + step)) if self.config.ema else 0.0
         for mean, now in zip(self.shadow.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
+        # Running statistics of batch normalisation are averages already.
+        for kept, current in zip(self.shadow.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(current)
 
-    def _result(self) -> FitResult:
+    def _result(self) -> FitResult[Classifier]:
         model, config = self.shadow, self.config
         if self.best:
             model.load_state_dict(self.best)

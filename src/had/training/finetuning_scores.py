@@ -12,7 +12,7 @@ from had import metrics
 from had.dna.alphabet import reverse_complement
 from had.dna.labelled_tasks import UNSEEN
 from had.errors import RunFault
-from had.models.heads import HADForSequenceClassification
+from had.models.heads import SequenceClassifier
 from had.training.finetuning_data import Part, collate, portions
 
 LETTERS_PER_PASS = 32_768
@@ -20,9 +20,9 @@ LETTERS_PER_PASS = 32_768
 
 
 @torch.no_grad()
-def pooled_features(model: HADForSequenceClassification, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
+def pooled_features(model: SequenceClassifier, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
     """Pooled features (n, 2, D) float32 of both strands, on the model's device."""
-    features = torch.empty(len(part), 2, model.config.student.hidden_size, device=model.device)
+    features = torch.empty(len(part), 2, model.width, device=model.device)
     for chosen in portions(part.lengths, np.arange(len(part)), letters):
         for strand in (0, 1):
             rows = [part.codes[i] if strand == 0 else reverse_complement(part.codes[i]) for i in chosen]
@@ -33,7 +33,7 @@ def pooled_features(model: HADForSequenceClassification, part: Part, letters: in
 
 @torch.inference_mode()
 def predict_logits(
-    model: HADForSequenceClassification, part: Part, conjoin: bool, letters: int = LETTERS_PER_PASS
+    model: SequenceClassifier, part: Part, conjoin: bool, letters: int = LETTERS_PER_PASS
 ) -> NDArray[np.float32]:
     """Logits (n, K) of all rows in order, in evaluation mode."""
     was_training = model.training
@@ -53,7 +53,7 @@ def predict_logits(
         model.train(was_training)
 
 
-def score_logits(model: HADForSequenceClassification, targets: NDArray, logits: NDArray) -> dict[str, float]:
+def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -> dict[str, float]:
     """Metrics and loss of logits (n, K) against targets.
 
     A row whose label no training row has counts as an error in mcc, accuracy and macro_f1, and is left out of the

@@ -1,0 +1,281 @@
+"""The folder of a benchmark: scores that grow row by row, and the predictions they can be computed from again.
+
+::
+
+    RUN/scores.csv                                  a row for each task, model and seed
+    RUN/predictions/<task>/<model>/seed-<n>.parquet the test rows' probabilities; what is known of the model as metadata
+    RUN/benchmark.json                              every invocation: command, versions, where the data are from
+
+A unit (task, model, seed) is done once its predictions are written; a row that a crash kept out of ``scores.csv`` is
+taken from them.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from had.errors import RunFault, UserError
+from had.evaluation.suite_data import TestRows
+from had.files import atomic_write_bytes, atomic_write_text
+from had.training.locking import FolderLock
+from had.training.provenance import circumstances, differences
+
+COLUMNS = ("suite", "task", "model", "seed", "metric", "value", "n_train", "n_test", "seconds", "note")
+SCORES, PREDICTIONS, ABOUT = "scores.csv", "predictions", "benchmark.json"
+KIND = "had benchmark"
+_METADATA = b"had"
+
+
+class Unit(NamedTuple):
+    """What is computed once."""
+
+    task: str
+    model: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished unit."""
+
+    row: dict[str, str]
+    """By `COLUMNS`."""
+    facts: dict[str, Any]
+    """Parameters, seconds, learning rate, sizes of the data, …"""
+    settings: dict[str, Any]
+    """What the score depends on: two units with other settings cannot stand in one table."""
+
+    @property
+    def unit(self) -> Unit:
+        """Which unit it is of."""
+        return Unit(self.row["task"], self.row["model"], int(self.row["seed"]))
+
+
+class Predictions(NamedTuple):
+    """The test rows of one unit."""
+
+    targets: NDArray[np.int64]
+    """(n,) class ids; negative where no training row has the label."""
+    probabilities: NDArray[np.float64]
+    """(n, K)."""
+    record: Record
+
+
+class BenchmarkFolder:
+    """The folder, locked against another process that writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: FolderLock | None = None
+        self.rows: dict[Unit, dict[str, str]] = {}
+        self.about: dict[str, Any] = {}
+
+    @classmethod
+    def look(cls, path: Path, suite: str) -> Self:
+        """Read what is there, without writing or locking.
+
+        Raises
+        ------
+        UserError
+            If the folder is a file, holds something else, or another suite's scores.
+        """
+        folder = cls(path)
+        if not path.exists():
+            return folder
+        if not path.is_dir():
+            raise UserError(f"{path} is a file, not a folder; use another --out")
+        if not any(not entry.name.startswith(".") for entry in path.iterdir()):
+            return folder
+        try:
+            about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            about = None
+        if not isinstance(about, dict) or about.get("kind") != KIND:
+            raise UserError(f"{path} is not empty and holds no benchmark; use another --out")
+        if about.get("suite") != suite:
+            raise UserError(f"{path} holds scores of {about.get('suite')}; use another --out for {suite}")
+        folder.about = about
+        folder.rows = _read_scores(path / SCORES)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, suite: str, facts: Mapping[str, Any]) -> Self:
+        """Make the folder or go on in it, and note this invocation.
+
+        Raises
+        ------
+        UserError
+            As `look`; or another process is at work here.
+        RunFault
+            If the disk refused.
+        """
+        folder = cls.look(path, suite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{path}: cannot be made a folder ({error.strerror or error}); use another --out"
+            ) from error
+        except OSError as error:
+            raise RunFault(f"{path}: the folder cannot be made ({error.strerror or error})") from error
+        lock = FolderLock(path / ".lock")
+        if not lock.acquire():
+            raise UserError(f"{path}: another benchmark is running in this folder; wait for it, or use another --out")
+        folder._lock = lock
+        # Another process may have written between the look and the lock.
+        folder.rows = _read_scores(path / SCORES)
+        history = [*folder.about.get("invocations", []), {**circumstances(sys.argv, {}, None, None, 1), **facts}]
+        folder.about = {"kind": KIND, "suite": suite, "invocations": history}
+        atomic_write_text(path / ABOUT, json.dumps(folder.about, indent=1, ensure_ascii=False) + "\n")
+        return folder
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def place(self, unit: Unit) -> Path:
+        """Where a unit's predictions are."""
+        return place_of(self.path, unit)
+
+    def adopt(self, units: Iterable[Unit]) -> None:
+        """Take rows of finished units that a crash kept out of the table."""
+        lost = [unit for unit in units if unit not in self.rows and self.place(unit).is_file()]
+        for unit in lost:
+            self.rows[unit] = read_record(self.place(unit)).row
+        if lost:
+            self._write()
+
+    def add(self, record: Record) -> None:
+        """Add one row; the old table or the new one is there, never half of it."""
+        self.rows[record.unit] = record.row
+        self._write()
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit is in the table, or its predictions are there."""
+        return unit in self.rows or self.place(unit).is_file()
+
+    def records_of(self, task: str, model: str) -> list[Record]:
+        """What is known of the seeds of a task and model whose predictions are there, by seed."""
+        found = [read_record(path) for path in self.place(Unit(task, model, 0)).parent.glob("seed-*.parquet")]
+        return sorted(found, key=lambda record: record.unit.seed)
+
+    def check(self, task: str, model: str, settings: Mapping[str, Any]) -> None:
+        """Refuse to add to scores that were made otherwise.
+
+        Raises
+        ------
+        UserError
+            If a unit of this task and model is there with other settings.
+        """
+        for record in self.records_of(task, model):
+            if found := differences(record.settings, json.loads(json.dumps(settings))):
+                name, (was, now) = next(iter(found.items()))
+                raise UserError(
+                    f"{self.path}: {task}, {model}, seed {record.unit.seed} was made with another {name} "
+                    f"({_short(was)}, now {_short(now)}); use another --out, or another name (NAME=KIND)"
+                )
+
+    def _write(self) -> None:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        atomic_write_text(self.path / SCORES, buffer.getvalue())
+
+
+def place_of(folder: Path, unit: Unit) -> Path:
+    """File of a unit's predictions."""
+    return folder / PREDICTIONS / unit.task.replace("/", "__") / unit.model / f"seed-{unit.seed}.parquet"
+
+
+def write_predictions(
+    path: Path, test: TestRows, probabilities: NDArray[np.float64], classes: tuple[str, ...], record: Record
+) -> None:
+    """Write one unit: ``label``, ``target``, ``prediction`` and ``p_<class>`` of each test row, in their order.
+
+    Raises
+    ------
+    RunFault
+        If the disk refused.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {
+        "label": pa.array(test.labels),
+        "target": pa.array(test.targets, pa.int32()),
+        "prediction": pa.array([classes[i] for i in probabilities.argmax(1)]),
+    }
+    columns |= {f"p_{name}": pa.array(probabilities[:, i], pa.float64()) for i, name in enumerate(classes)}
+    known = {"row": record.row, "facts": record.facts, "settings": record.settings, "classes": list(classes)}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(known, ensure_ascii=False)})
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, compression="zstd")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFault(f"{path.parent}: the folder cannot be made ({error.strerror or error})") from error
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def read_record(path: Path) -> Record:
+    """What is known of a finished unit.
+
+    Raises
+    ------
+    UserError
+        If the file is damaged or is not of a benchmark.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        known = json.loads((parquet.read_schema(path).metadata or {})[_METADATA])
+        return Record(known["row"], known["facts"], known["settings"])
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: is no readable file of a benchmark ({error}); remove it to compute it again"
+        ) from error
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read one unit's test rows.
+
+    Raises
+    ------
+    UserError
+        As `read_record`.
+    """
+    from pyarrow import parquet
+
+    record = read_record(path)
+    table = parquet.read_table(path)
+    columns = [name for name in table.column_names if name.startswith("p_")]
+    probabilities = np.stack([table[name].to_numpy() for name in columns], axis=1)
+    return Predictions(table["target"].to_numpy().astype(np.int64), probabilities, record)
+
+
+def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(f"{path}: is no table of scores; move it away or use another --out")
+        rows = list(reader)
+    return {Unit(row["task"], row["model"], int(row["seed"])): row for row in rows}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:20] + "…"

@@ -1,0 +1,121 @@
+"""Pictures of a benchmark: every task's scores beside the published ones, and paired differences."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from had.bootstrap import bootstrap_mean
+from had.evaluation.report_tables import TaskTable
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito); the shapes say it once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_SHAPES = ("o", "^", "s", "D", "v", "P", "X")
+_PUBLISHED = "0.62"
+_TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+def _figure(width: float, height: float) -> Any:
+    # Without pyplot, so that nobody's backend or open figures are touched.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _plain(axes: Any, labels: Sequence[str]) -> None:
+    """Tasks from top to bottom, a light band behind every other one."""
+    n = len(labels)
+    axes.set_yticks(range(n), labels, fontsize=9)
+    axes.set_ylim(n - 0.5, -0.5)
+    for i in range(0, n, 2):
+        axes.axhspan(i - 0.5, i + 0.5, color="0.96", zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.88", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_scores(tables: Sequence[TaskTable]) -> bytes:
+    """Mean and range over seeds of every model on every task, published scores as grey ticks, as PNG."""
+    models = list(dict.fromkeys(row.model for table in tables for row in table.ours))
+    figure = _figure(9.5, 1.5 + len(tables) * (0.2 + 0.09 * len(models)))
+    axes = figure.add_subplot()
+    places = np.linspace(-0.3, 0.3, len(models)) if len(models) > 1 else np.zeros(1)
+    for y, table in enumerate(tables):
+        for row in table.published:
+            axes.plot([row.score] * 2, [y - 0.36, y + 0.36], color=_PUBLISHED, linewidth=1, alpha=0.55, zorder=2)
+        best = table.best_published
+        if best:
+            axes.plot([best.score] * 2, [y - 0.44, y + 0.44], color="black", linewidth=2, zorder=3)
+        for i, model in enumerate(models):
+            ours = table.of(model)
+            if ours is None:
+                continue
+            values = list(ours.values.values())
+            style = {"color": _COLOURS[i % len(_COLOURS)], "zorder": 5}
+            axes.plot([min(values), max(values)], [y + places[i]] * 2, linewidth=2.2, alpha=0.5, **style)
+            axes.plot(ours.mean, y + places[i], _SHAPES[i % len(_SHAPES)], markersize=5.5, linestyle="", **style)
+    _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
+    names = {_TITLE[table.metric] for table in tables}
+    axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], marker=_SHAPES[i % len(_SHAPES)], markersize=6, label=model)
+        for i, model in enumerate(models)
+    ]
+    if any(table.published for table in tables):
+        handles.append(Line2D([], [], color=_PUBLISHED, linewidth=1.5, label="published"))
+        handles.append(Line2D([], [], color="black", linewidth=2, label="best published"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 7), frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | None:
+    """Reference minus each other model, task by task, with 95 % intervals over test rows, as PNG; None without any."""
+    others = list(dict.fromkeys(one.other for table in tables for one in table.differences))
+    if not others:
+        return None
+    with_mean = len(tables) > 1
+    n = len(tables) + with_mean
+    columns = min(len(others), 4)
+    rows = -(-len(others) // columns)
+    figure = _figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * n) * rows + 0.4)
+    every = [one.interval for table in tables for one in table.differences]
+    reach = 1.05 * max([0.01, *(abs(edge) for one in every for edge in (one.low, one.high))])
+    for number, other in enumerate(others):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        means = []
+        for y, table in enumerate(tables):
+            one = next((d.interval for d in table.differences if d.other == other), None)
+            if one is None:
+                continue
+            means.append(one.mean)
+            _interval(axes, y, one.mean, one.low, one.high, "o")
+        if with_mean and len(means) > 1:
+            mean = bootstrap_mean(means)
+            _interval(axes, len(tables), mean.mean, mean.low, mean.high, "D")
+        labels = [table.task.name for table in tables] + (["mean over tasks"] if with_mean else [])
+        _plain(axes, labels if number % columns == 0 else [""] * n)
+        axes.axvline(0, color="0.3", linewidth=1)
+        axes.set_xlim(-reach, reach)
+        axes.set_title(f"{reference} − {other}", fontsize=10)
+    figure.supxlabel(f"difference of means over seeds; right of 0: {reference} is better", fontsize=9)
+    return _png(figure)
+
+
+def _interval(axes: Any, y: float, mean: float, low: float, high: float, shape: str) -> None:
+    sure = low > 0 or high < 0
+    colour = "0.5" if not sure else _COLOURS[0] if mean > 0 else _COLOURS[1]
+    axes.plot([low, high], [y, y], color=colour, linewidth=2.2, zorder=4)
+    axes.plot(mean, y, shape, color=colour, markersize=6, zorder=5)

@@ -1,0 +1,299 @@
+"""The sections of a benchmark's report, each as blocks made of the tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
+from had.evaluation.contestants import KINDS
+from had.evaluation.costs import in_words
+from had.evaluation.overlap import NEAR, K
+from had.evaluation.protocols import Suite
+from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table
+from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable, model_kinds
+
+
+def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], title: str) -> list[Block]:
+    """What the models and marks are, and how to read the numbers."""
+    used = {mark for table in tables for mark in table.grade}
+    used |= {mark for table in tables for ours in table.ours for mark in ours.marks}
+    used |= {mark for table in tables for other in table.published for mark in other.marks}
+    legend = [[mark, text] for mark, text in LEGEND.items() if mark in used]
+    return [
+        Heading(title, 1),
+        Paragraph(
+            "Scores are of the official test rows. No test row had a part in any choice: learning rate, epoch, penalty "
+            "and layer were chosen on validation rows, and the chosen model met the test once. A number in brackets is "
+            "the largest minus the smallest over seeds. Differences smaller than that range, or than the intervals of "
+            "the paired picture, are noise."
+        ),
+        Table(["model", "what it is"], [[name, _kind(kind)] for name, kind in kinds.items()]),
+        *([Table(["mark", "means"], legend)] if legend else []),
+    ]
+
+
+def _kind(kind: str) -> str:
+    """What a kind is, without the options that choose it."""
+    return KINDS.get(kind, "not known: its predictions are gone").partition(" (")[0]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many digits; nothing for None."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _ours(row: OurScore | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.mean:.3f} ({row.spread:.3f}){row.marks}"
+
+
+def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequence[Picture]) -> list[Block]:
+    """Every task and model, beside the best published score."""
+    rows = []
+    for table in tables:
+        best = table.best_published
+        shown = f"{best.score:.3f}{best.marks} {best.model}" if best else ""
+        name = table.task.name + (f" {table.grade}" if table.grade else "")
+        rows.append([name, table.metric, f"{table.n_test:,}", *(_ours(table.of(m)) for m in models), shown])
+    header = ["task", "metric", "test rows", *models, "best published"]
+    notes = [f"{table.task.name} {table.grade}: {'; '.join(table.reasons)}" for table in tables if table.grade]
+    blocks: list[Block] = [Heading("Summary"), Table(header, rows, numbers=range(2, 3 + len(models)))]
+    return [*blocks, *([Items(notes)] if notes else []), *pictures]
+
+
+def groups(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
+    """Means over tasks that all our models have; a published model stands beside them where it has all of these."""
+    found = list(dict.fromkeys((table.task.group, table.metric) for table in tables))
+    wholes = {group: [t for t in tables if (t.task.group, t.metric) == (group, metric)] for group, metric in found}
+    if len(found) > 1:
+        # A mean over different metrics would mean nothing.
+        for metric in dict.fromkeys(metric for _, metric in found):
+            wholes[f"all tasks here by {metric}"] = [table for table in tables if table.metric == metric]
+    rows = []
+    for name, whole in wholes.items():
+        common = [table for table in whole if all(table.of(model) for model in models)]
+        if common:
+            rows.append(_group_row(name, whole, common, models))
+    header = ["mean over", "tasks", *models, "best published mean"]
+    text = (
+        "Unweighted means over the tasks that every model of this table has; beside them the best mean of a published "
+        "model that has all of these tasks."
+    )
+    table = Table(header, rows, numbers=range(1, 2 + len(models)))
+    return [Heading("Means over groups of tasks"), Paragraph(text), table] if rows else []
+
+
+def _group_row(name: str, whole: list[TaskTable], common: list[TaskTable], models: Sequence[str]) -> list[str]:
+    means = []
+    for model in models:
+        ours = [row for table in common if (row := table.of(model)) is not None]
+        few = FEW_SEEDS if any(FEW_SEEDS in row.marks for row in ours) else ""
+        means.append(f"{np.mean([row.mean for row in ours]):.3f}{few}")
+    published: dict[str, list[float]] = {}
+    for table in common:
+        for other in table.published:
+            published.setdefault(other.model, []).append(other.score)
+    full = {model: float(np.mean(scores)) for model, scores in published.items() if len(scores) == len(common)}
+    best = max(full, key=lambda model: full[model], default=None)
+    grades = "".join(sorted({table.grade for table in common}))
+    return [
+        f"{name} {grades}".strip(),
+        f"{len(common)}" + (f" of {len(whole)}" if len(common) < len(whole) else ""),
+        *means,
+        f"{full[best]:.3f} {best}" if best else "",
+    ]
+
+
+def _few(table: TaskTable, model: str) -> str:
+    row = table.of(model)
+    return FEW_SEEDS if row is not None and FEW_SEEDS in row.marks else ""
+
+
+def paired(tables: Sequence[TaskTable], reference: str, pictures: Sequence[Picture]) -> list[Block]:
+    """Differences of the reference to the others, with intervals."""
+    rows = [
+        [
+            table.task.name,
+            f"{reference} − {one.other}",
+            f"{one.interval.mean:+.3f}{_few(table, reference) or _few(table, one.other)}",
+            f"{one.interval.low:+.3f} … {one.interval.high:+.3f}",
+            "yes" if one.interval.low > 0 or one.interval.high < 0 else "no",
+        ]
+        for table in tables
+        for one in table.differences
+    ]
+    if not rows:
+        return []
+    text = (
+        "Both models' predictions on the same test rows, averaged over their seeds; 1,000 resamples of the test rows. "
+        "The interval says what another test set of this size would change; what another training run would change is "
+        "in the range over seeds."
+    )
+    header = ["task", "difference", "of means", "95 % interval", "told apart"]
+    return [Heading("Paired differences"), Paragraph(text), *pictures, Table(header, rows, numbers=(2, 3))]
+
+
+def overlaps(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
+    """Scores with and without test rows that also stand in train."""
+    text = (
+        "A test row that also stands in the training rows measures memory. Same: its letters, or their reverse "
+        f"complement, are a training row. Near: at least {NEAR:.0%} of its distinct {K}-mers, on either strand, are in "
+        "one training row. Scores are means over seeds; training was the same for all three."
+    )
+    rows = []
+    for table in tables:
+        found = table.overlap
+        if found is None:
+            rows.append([table.task.name, "not looked for (data not at hand)", *[""] * (1 + len(models))])
+            continue
+        counts = (
+            f"{int(found.same.sum()):,} same, {int((found.near & ~found.same).sum()):,} near, of {len(found.near):,}"
+        )
+        scored: dict[str, Callable[[OurScore], float | None]] = {
+            "all rows": lambda row: row.mean,
+            "without same": lambda row: row.without_same,
+            "without same and near": lambda row: row.without_near,
+        }
+        for name, value in scored.items():
+            values = [f"{number(value(row))}{_few(table, m)}" if (row := table.of(m)) else "" for m in models]
+            rows.append([table.task.name if name == "all rows" else "", counts, name, *values])
+            counts = ""
+    header = ["task", "test rows in train", "scored on", *models]
+    return [
+        Heading("Test rows that also stand in train"),
+        Paragraph(text),
+        Table(header, rows, numbers=range(3, 3 + len(models))),
+    ]
+
+
+def costs(tables: Sequence[TaskTable], kinds: Mapping[str, str]) -> list[Block]:
+    """Parameters, training time and speed."""
+    rows = []
+    for table in tables:
+        for row in table.ours:
+            rows.append(
+                [
+                    table.task.name,
+                    row.model,
+                    "" if row.parameters is None else f"{row.parameters:,}",
+                    "" if row.train_seconds is None else in_words(row.train_seconds),
+                    _speed(row.train_bp_per_second),
+                    _speed(row.test_bp_per_second),
+                ]
+            )
+    text = (
+        "Training is that of the model that was tested, validation included; learning rates that lost are not counted. "
+        "bp/s in training counts each letter once an epoch. Counting and fitting are the training of k-mers and probes."
+    )
+    header = ["task", "model", "parameters", "training", "bp/s in training", "bp/s on the test rows"]
+    return [Heading("Parameters and time"), Paragraph(text), Table(header, rows, numbers=(2, 3, 4, 5))]
+
+
+def _speed(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{value / 1e3:.1f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+def tasks(tables: Sequence[TaskTable]) -> list[Block]:
+    """Each task's rows, ours among the published, best first."""
+    blocks: list[Block] = [Heading("Each task")]
+    for table in tables:
+        blocks.append(Heading(f"{table.task.name}{' ' + table.grade if table.grade else ''}", 3))
+        if table.reasons:
+            blocks.append(Paragraph("Against the published numbers: " + "; ".join(table.reasons) + "."))
+        lines: list[tuple[float, bool, list[str]]] = [
+            (
+                row.mean,
+                True,
+                [
+                    row.model,
+                    f"{row.mean:.3f}{row.marks}{' ' + table.grade if table.grade else ''}",
+                    f"{row.spread:.3f}",
+                    str(len(row.values)),
+                    _parameters(row.parameters),
+                    "here",
+                ],
+            )
+            for row in table.ours
+        ]
+        lines += [
+            (
+                row.score,
+                False,
+                [
+                    row.model,
+                    f"{row.score:.3f}{row.marks}",
+                    number(row.spread),
+                    "not stated" if row.seeds is None else str(row.seeds),
+                    _parameters(row.parameters),
+                    row.source,
+                ],
+            )
+            for row in table.published
+        ]
+        lines.sort(key=lambda line: -line[0])
+        header = ["model", table.metric, "max − min", "seeds", "parameters", "source"]
+        strong = [i for i, line in enumerate(lines) if line[1]]
+        blocks.append(Table(header, [line[2] for line in lines], strong, numbers=(1, 2, 3, 4)))
+        blocks.append(Items([f"{row.model}: {row.notes}" for row in table.ours if row.notes]))
+    return blocks
+
+
+def _parameters(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f"{count / 1e6:,.1f} M" if count >= 999_500 else f"{count / 1e3:,.0f} k"
+
+
+def missing(
+    suite: Suite, folder: BenchmarkFolder, tables: Sequence[TaskTable], failed: Mapping[Unit, Exception]
+) -> list[Block]:
+    """What a reader might take for granted and is not here."""
+    names = {table.task.name for table in tables}
+    texts = [
+        f"{unit.task}, {unit.model}, seed {unit.seed} failed: {reason}"
+        for unit, reason in failed.items()
+        if unit not in folder.rows
+    ]
+    seeds = max((len(row.values) for table in tables for row in table.ours), default=0)
+    kinds = model_kinds(folder)
+    models = list(kinds)
+    for kind in ("scratch", "kmer", "cnn"):
+        if kind not in kinds.values():
+            texts.append(f"no row of {kind} ({_kind(kind)}): a score means little without this floor")
+    for table in tables:
+        for model in models:
+            row = table.of(model)
+            if row is None:
+                texts.append(f"{table.task.name}: {model} was not run")
+            elif len(row.values) < seeds:
+                texts.append(f"{table.task.name}, {model}: {len(row.values)} of {seeds} seeds")
+    if seeds < suite.seeds:
+        texts.append(f"the published protocol has {suite.seeds} seeds; here there are at most {seeds}")
+    if absent := [task.name for task in suite.tasks if task.name not in names]:
+        texts.append(f"tasks of the suite that were not run: {', '.join(absent)}")
+    return [Heading("What is not here"), Items(texts)] if texts else []
+
+
+def how(suite: Suite, folder: BenchmarkFolder) -> list[Block]:
+    """Protocol, commands, versions, where the data are from."""
+    rates = " or ".join(f"{rate:g}" for rate in suite.rates)
+    validation = (
+        "the official dev rows" if suite.dev_is_given else "10 % of the training rows, drawn anew for each seed"
+    )
+    text = (
+        f"Protocol: fine-tuning of all weights by AdamW, {suite.epochs} epochs, batch {suite.batch_size}, learning "
+        f"rate {rates} by validation with the first seed only, {suite.warmup:.0%} warm-up, cosine; validation on "
+        f"{validation}; the epoch of the best validation score is tested. Each task's remarks say where a row differs. "
+        "Every number can be computed again from predictions/ (one Parquet file a row of scores.csv)."
+    )
+    lines = []
+    for one in folder.about.get("invocations", []):
+        lines.append(" ".join(["had", *one["command"][1:]]))
+        lines.append(
+            f"  {one['date']}, had {one['had']}, torch {one['torch']}, {one['platform']}, {one['device']}, "
+            f"{one['jobs']} job(s) of {one['threads']} thread(s); data: {one['source']}"
+        )
+    return [Heading("How it was run"), Paragraph(text), Code("\n".join(lines))]

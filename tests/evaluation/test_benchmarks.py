@@ -1,0 +1,352 @@
+"""A benchmark: every kind of model, the test met once and last, nothing computed twice, failures told."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from had.errors import RunFault, UserError
+from had.evaluation import units
+from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Unit, place_of, read_predictions, read_record
+from had.evaluation.benchmarks import BenchmarkOptions, benchmark
+from had.evaluation.contestants import fit_configs, parse_models
+from had.evaluation.layouts import TaskFiles
+from had.evaluation.protocols import SUITES
+from had.metrics import mcc
+from tests.evaluation.made_up_suites import TEACHER, make_rows, save_student, write_csv, write_gue
+
+# One short epoch: what is learnt does not matter here.
+QUICK = {name: {"epochs": 1, "batch_size": 24} for name in ("training", "teacher", "cnn")}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of two tasks, a tiny student, and one finished benchmark of every kind of model."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    write_gue(folder / "gue", ("mouse/3", "prom/prom_core_tata"))
+    save_student(folder / "student")
+    models = ("had", "scratch", "probe", "kmer", "cnn", "teacher", "teacher-probe", "untrained=probe:untrained")
+    benchmark("gue", folder / "run", options(folder, models=models, tasks=["mouse/3"], seeds=2))
+    return folder
+
+
+def options(folder: Path, **changes: Any) -> BenchmarkOptions:
+    made = BenchmarkOptions(
+        str(folder / "gue"),
+        models=("kmer",),
+        model=str(folder / "student"),
+        teacher=TEACHER,
+        changes=QUICK,
+        device="cpu",
+        threads=1,
+        quiet=True,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    with (run / "scores.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        assert tuple(reader.fieldnames or ()) == COLUMNS
+        return list(reader)
+
+
+def test_every_kind_of_model_has_a_row_a_seed_that_can_be_computed_again(base: Path) -> None:
+    rows = table(base / "run")
+    assert len(rows) == 16
+    for row in rows:
+        assert (row["suite"], row["metric"], row["n_train"], row["n_test"]) == ("gue", "mcc", "48", "24")
+        assert float(row["seconds"]) > 0
+        found = read_predictions(place_of(base / "run", Unit(row["task"], row["model"], int(row["seed"]))))
+        assert found.probabilities.shape == (24, 2)
+        np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5)
+        assert float(row["value"]) == pytest.approx(mcc(found.targets, found.probabilities.argmax(1)), abs=1e-6)
+        assert "reduced training set: 48 of officially 1,904 rows" in row["note"]
+        assert "another test set: 24 rows, officially 239" in row["note"]
+    # The made-up classes are easy for a linear model on composition.
+    kmer = [row for row in rows if row["model"] == "kmer"]
+    assert min(float(row["value"]) for row in kmer) > 0.8
+    assert "every seed" in kmer[0]["note"] or "same for every seed" in kmer[0]["note"]
+    assert {row["value"] for row in kmer} == {kmer[0]["value"]}
+    untrained = [read_record(place_of(base / "run", Unit("mouse/3", "untrained", s))).facts for s in (0, 1)]
+    assert untrained[0]["seed_changes_nothing"] is False
+
+
+def test_the_first_seed_chooses_the_learning_rate_and_the_others_keep_it(base: Path) -> None:
+    for model, rates in (("had", {"0.001", "0.002"}), ("teacher", {"3e-05", "0.0003"})):
+        first, second = (read_record(place_of(base / "run", Unit("mouse/3", model, seed))).facts for seed in (0, 1))
+        assert first["lr_validation"].keys() == rates
+        assert "lr_validation" not in second
+        assert second["lr"] == first["lr"]
+        best = max(score for score in first["lr_validation"].values())
+        assert first["lr_validation"][f"{first['lr']:g}"] == best
+    assert "lr_validation" not in read_record(place_of(base / "run", Unit("mouse/3", "cnn", 0))).facts
+
+
+def test_scratch_has_the_sizes_of_the_student_and_had_its_weights(base: Path) -> None:
+    facts = {name: read_record(place_of(base / "run", Unit("mouse/3", name, 0))) for name in ("had", "scratch")}
+    assert facts["had"].facts["parameters"] == facts["scratch"].facts["parameters"] < 20_000
+    assert len(facts["had"].settings["model"]) == 64
+
+
+def test_nothing_is_computed_twice(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, tuple[int, ...]]] = []
+    real = units.choose
+
+    def spy(contestant, data, seed, *rest, **more):
+        ran.append((contestant.name, seed))
+        return real(contestant, data, seed, *rest, **more)
+
+    monkeypatch.setattr(units, "choose", spy)
+    run = tmp_path / "run"
+    benchmark("gue", run, options(base, tasks=["mouse/3"], models=("cnn",), seeds=1))
+    first = (run / "scores.csv").read_text().splitlines()
+    stamp = place_of(run, Unit("mouse/3", "cnn", 0)).stat().st_mtime_ns
+    result = benchmark("gue", run, options(base, models=("cnn", "kmer"), seeds=2))
+    assert (result["done"], result["there"]) == (7, 1)
+    assert ran == [("cnn", 0), ("cnn", 1), ("kmer", 0), ("cnn", 0), ("cnn", 1), ("kmer", 0)]
+    assert (run / "scores.csv").read_text().splitlines()[:2] == first
+    assert place_of(run, Unit("mouse/3", "cnn", 0)).stat().st_mtime_ns == stamp
+    again = benchmark("gue", run, options(base, models=("cnn", "kmer"), seeds=2))
+    assert (again["done"], again["there"]) == (0, 8)
+    assert len(ran) == 6
+    # A row that a crash kept out of the table is taken from its predictions.
+    lines = (run / "scores.csv").read_text().splitlines()
+    (run / "scores.csv").write_text("\n".join(lines[:-1]) + "\n")
+    assert benchmark("gue", run, options(base, models=("cnn", "kmer"), seeds=2))["done"] == 0
+    assert (run / "scores.csv").read_text().splitlines() == lines
+    assert len(json.loads((run / "benchmark.json").read_text())["invocations"]) == 4
+
+
+def test_a_killed_benchmark_goes_on_and_keeps_what_it_has(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "had", "benchmark", "gue", "--data", str(base / "gue"), "--models", "kmer,cnn"]
+    command += ["--tasks", "mouse/3", "--seeds", "3", "--out", str(run), "--threads", "1", "--device", "cpu"]
+    # Long enough to be killed in the middle of it.
+    process = subprocess.Popen([*command, "cnn.epochs=4000"], stderr=subprocess.PIPE, text=True)
+    try:
+        last = place_of(run, Unit("mouse/3", "kmer", 2))
+        deadline = time.monotonic() + 200
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.5)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = (run / "scores.csv").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in run.glob("predictions/**/*.parquet")}
+    assert len(stamps) >= 3
+    changes = {"cnn": {"epochs": 1}}
+    mine = options(base, tasks=["mouse/3"], models=("kmer", "cnn"), seeds=3, changes=changes)
+    result = benchmark("gue", run, mine)
+    assert (result["done"], result["there"]) == (3, 3)
+    assert (run / "scores.csv").read_text().startswith(kept)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(table(run)) == 6
+
+
+def test_the_test_file_is_opened_only_when_a_model_stands(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    read, choose, fold = TaskFiles.read, units.choose, units.TaskData.fold
+
+    def spy_read(self, split):
+        events.append(split)
+        return read(self, split)
+
+    def spy_choose(*arguments, **more):
+        events.append("choose")
+        chosen = choose(*arguments, **more)
+        events.append("chosen")
+        return chosen
+
+    monkeypatch.setattr(TaskFiles, "read", spy_read)
+    monkeypatch.setattr(units, "choose", spy_choose)
+    benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], models=("had", "probe", "kmer"), seeds=1))
+    assert events[:2] == ["train", "dev"]
+    assert events[2:] == ["choose", "chosen", "test"] * 3 + ["test"]
+    assert fold is units.TaskData.fold
+
+
+def test_a_poisoned_test_file_fails_at_the_end_and_not_before(base: Path, tmp_path: Path) -> None:
+    write_gue(tmp_path / "gue", ("mouse/3",))
+    (tmp_path / "gue/mouse/3/test.csv").write_text("nothing,here\n1,2\n")
+    mine = options(tmp_path, model=str(base / "student"), models=("kmer", "cnn"), seeds=1)
+    assert benchmark("gue", tmp_path / "run", dataclasses.replace(mine, dry_run=True))["done"] == 0
+    with pytest.raises(UserError, match="columns must include sequence"):
+        benchmark("gue", tmp_path / "run", mine)
+    assert not (tmp_path / "run/predictions").exists()
+
+
+def test_other_test_rows_change_no_choice(base: Path, tmp_path: Path) -> None:
+    write_gue(tmp_path / "gue", ("mouse/3",))
+    write_csv(tmp_path / "gue/mouse/3/test.csv", [(s, str(1 - int(y))) for s, y in make_rows(22, 2)])
+    mine = options(tmp_path, model=str(base / "student"), models=("had", "kmer", "probe"), seeds=1)
+    benchmark("gue", tmp_path / "run", mine)
+    for model in ("had", "kmer", "probe"):
+        then, now = (read_predictions(place_of(p / "run", Unit("mouse/3", model, 0))) for p in (base, tmp_path))
+        for fact in ("validation", "lr", "lr_validation", "epoch", "C", "layer", "conjoin"):
+            assert then.record.facts.get(fact) == now.record.facts.get(fact), fact
+        # The same model: what it says of the same letters does not change with their labels.
+        np.testing.assert_array_equal(then.probabilities[:22], now.probabilities)
+
+
+def test_scores_of_other_settings_do_not_mix(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    mine = options(base, tasks=["mouse/3"], models=("cnn",), seeds=1)
+    benchmark("gue", run, mine)
+    before = (run / "scores.csv").read_text()
+    changed = {**QUICK, "cnn": {"epochs": 2, "batch_size": 24}}
+    with pytest.raises(UserError, match=r"mouse/3, cnn, seed 0 was made with another recipes"):
+        benchmark("gue", run, dataclasses.replace(mine, changes=changed))
+    with pytest.raises(UserError, match="another max_train_rows"):
+        benchmark("gue", run, dataclasses.replace(mine, max_train_rows=20))
+    other = write_gue(tmp_path / "gue", ("mouse/3",), n=40)
+    with pytest.raises(UserError, match="another training data"):
+        benchmark("gue", run, dataclasses.replace(mine, data=str(other)))
+    with pytest.raises(UserError, match="holds scores of gue"):
+        benchmark("nucleotide-transformer", run, dataclasses.replace(mine, data=str(other)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("…")
+    with pytest.raises(UserError, match="holds no benchmark"):
+        benchmark("gue", tmp_path / "mine", mine)
+    assert (run / "scores.csv").read_text() == before
+
+
+def test_a_unit_that_fails_does_not_stop_the_others(base: Path, tmp_path: Path) -> None:
+    changes = {**QUICK, "training": {"epochs": 2, "batch_size": 24, "lr": 1e30}}
+    mine = options(base, tasks=["mouse/3"], models=("scratch", "kmer"), seeds=2, changes=changes)
+    with pytest.raises(RunFault, match=r"2 of 4 units failed, first mouse/3, scratch, seed 0 .*not finite"):
+        benchmark("gue", tmp_path / "run", mine)
+    assert [row["model"] for row in table(tmp_path / "run")] == ["kmer", "kmer"]
+    assert "mouse/3, scratch, seed 0 failed" in (tmp_path / "run/report.md").read_text()
+
+
+def test_a_rate_that_diverges_only_loses(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = dataclasses.replace(SUITES["gue"], rates=(1e30, 1e-3))
+    monkeypatch.setitem(SUITES, "gue", suite)
+    benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], models=("scratch",), seeds=1))
+    facts = read_record(place_of(tmp_path / "run", Unit("mouse/3", "scratch", 0))).facts
+    assert facts["lr"] == 1e-3
+    assert facts["lr_validation"]["1e+30"] is None
+
+
+def test_a_dry_run_says_what_and_how_long_and_writes_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = options(base, models=("scratch", "kmer", "cnn", "probe"), seeds=2, dry_run=True, quiet=False)
+    result = benchmark("gue", tmp_path / "run", mine)
+    assert result == {"done": 0, "there": 0, "report": []}
+    assert not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    assert "2 task(s), 4 model(s), 2 seed(s): 16 unit(s) to compute, about" in said
+    assert "mouse/3: 48 training rows, 20 dev; scratch" in said
+    assert "reduced training set: 48 of officially 1,904 rows" in said
+    assert "fewer than 3 seeds" in said
+
+
+def test_several_processes_give_the_same_numbers(base: Path, tmp_path: Path) -> None:
+    models = ("had", "cnn", "kmer")
+    mine = options(base, tasks=["mouse/3"], models=models, seeds=2, jobs=2)
+    assert benchmark("gue", tmp_path / "run", mine)["done"] == 6
+    then = {(r["model"], r["seed"]): r["value"] for r in table(base / "run") if r["model"] in models}
+    assert {(r["model"], r["seed"]): r["value"] for r in table(tmp_path / "run")} == then
+
+
+def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:
+    wrong: Iterator[tuple[dict[str, Any], str]] = iter(
+        [
+            ({"models": ("gpt",)}, "is none of had"),
+            ({"models": ("kmer", "a=kmer", "kmer")}, "two rows are named kmer"),
+            ({"models": ("kmer:x",)}, "takes no source"),
+            ({"models": ("had:nowhere",)}, "nowhere"),
+            ({"models": ("teacher:nowhere",)}, "nowhere"),
+            ({"models": ("cnn",), "changes": {"cnn": {"epoch": 3}}}, "epoch"),
+            ({"models": ("cnn",), "changes": {"train": {"epochs": 3}}}, "no section of settings"),
+            ({"models": ("cnn",), "recipe": "mine"}, "--recipe is protocol or finetune"),
+            ({"split": "fair"}, "--split is protocol or locus"),
+            ({"seeds": 0}, "--seeds must be at least 1"),
+            ({"jobs": 0}, "--jobs must be at least 1"),
+            ({"tasks": ["mouse/3", "mouse_3"]}, "names mouse/3 twice"),
+            ({"tasks": ["../gue/mouse/3"]}, "no folder below --data"),
+            ({"models": ("..=kmer",)}, "is none of had"),
+            ({"max_train_rows": 1}, "--max-train-rows"),
+        ]
+    )
+    for changes, message in wrong:
+        with pytest.raises(UserError, match=message):
+            benchmark("gue", tmp_path / "run", options(base, **changes))
+    with pytest.raises(UserError, match="the benchmark is one of gue"):
+        benchmark("glue", tmp_path / "run", options(base))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_gives_exit_codes_and_takes_settings(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from had.cli import main
+
+    def run(*words: str) -> int:
+        common = ["had", "benchmark", "gue", "--data", str(base / "gue"), "--device", "cpu", "--quiet"]
+        monkeypatch.setattr("sys.argv", [*common, "--out", str(tmp_path / "run"), *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    assert run("--tasks", "mouse/3", "--models", "kmer, cnn", "--seeds", "1", "cnn.epochs=1") == 0
+    assert capsys.readouterr().err == ""
+    assert [row["model"] for row in table(tmp_path / "run")] == ["kmer", "cnn"]
+    assert "epoch 1 of 1" in table(tmp_path / "run")[1]["note"]
+    assert run("--models", "nonsense") == 2
+    assert capsys.readouterr().err.startswith("had: --models: 'nonsense' is none of")
+    scratch = ("--models", "scratch", "--model", str(base / "student"), "--tasks", "mouse/3", "--seeds", "1")
+    assert run(*scratch, "training.lr=1e30", "training.epochs=2", "training.batch_size=24") == 1
+
+
+def test_the_protocols_recipe_is_that_of_the_suite(base: Path) -> None:
+    suite = SUITES["nucleotide-transformer"]
+    task = suite.task("splice_sites_all")
+    student = str(base / "student")
+    had, cnn, teacher = parse_models(["had", "cnn", "teacher"], student, TEACHER)
+    configs = fit_configs(suite, task, had)
+    assert [config.lr for config in configs] == [1e-3, 2e-3]
+    assert {(c.epochs, c.batch_size, c.weight_decay, c.warmup, c.metric) for c in configs} == {
+        (20, 128, 0.1, 0.01, "accuracy")
+    }
+    (plain,) = fit_configs(suite, task, cnn)
+    assert (plain.lr, plain.ema, plain.rc_augment, plain.shift, plain.conjoin) == (1e-3, 0.0, False, 0, "off")
+    assert len(fit_configs(suite, task, teacher)) == 2
+    (own,) = fit_configs(suite, task, had, "finetune")
+    assert own.lr is None
+    assert own.metric == "accuracy"
+    (one,) = fit_configs(suite, task, had, changes={"training": {"lr": 5e-4}})
+    assert (one.lr, one.epochs) == (5e-4, 20)
+
+
+def test_a_locked_or_foreign_folder_is_left_alone(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        BenchmarkFolder.look(tmp_path / "file", "gue")
+    folder = BenchmarkFolder.open(tmp_path / "run", "gue", {})
+    script = (
+        "from had.evaluation.benchmark_folder import BenchmarkFolder\nfrom pathlib import Path\n"
+        f"BenchmarkFolder.open(Path({str(tmp_path / 'run')!r}), 'gue', {{}})"
+    )
+    try:
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    finally:
+        folder.close()
+    assert "another benchmark is running in this folder" in other.stderr

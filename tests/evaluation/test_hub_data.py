@@ -1,0 +1,97 @@
+"""Benchmarks from the Hub: one commit, written down on first use; then the cache, without a network."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from had.errors import UserError
+from had.evaluation.benchmarks import BenchmarkOptions, benchmark
+from had.evaluation.hub_data import fetch
+from tests.evaluation.made_up_suites import make_rows, write_csv, write_parquet
+
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hub cache, no network, and a cache folder of our own."""
+    monkeypatch.setenv("HAD_CACHE", str(tmp_path / "had-cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put(hub: Path, repository: str, commit: str, write: Callable[[Path], Any], branch: str = "main") -> Path:
+    """A snapshot in the layout of the Hub's cache, and the branch that points to it."""
+    store = hub / f"datasets--{repository.replace('/', '--')}"
+    write(store / "snapshots" / commit)
+    (store / "refs").mkdir(exist_ok=True)
+    (store / "refs" / branch).write_text(commit)
+    return store / "snapshots" / commit
+
+
+def gue_files(folder: Path, seed: int = 0) -> None:
+    for name, n in (("train", 40), ("dev", 12), ("test", 12)):
+        write_csv(folder / f"GUE/mouse_3/{name}.csv", make_rows(n, seed + n))
+
+
+def test_the_commit_of_first_use_is_kept_when_the_branch_moves(hub: Path) -> None:
+    first = put(hub, "leannmlindsey/GUE", FIRST, gue_files)
+    found = fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3")
+    assert (found.path, found.commit) == (first, FIRST)
+    put(hub, "leannmlindsey/GUE", SECOND, gue_files)
+    assert fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3").commit == FIRST
+    # Another revision is another entry.
+    assert fetch("leannmlindsey/GUE", SECOND, ["*/mouse_3/*"], "mouse/3").commit == SECOND
+    book = json.loads((Path(os.environ["HAD_CACHE"]) / "benchmarks/commits.json").read_text())
+    assert book["leannmlindsey/GUE@main"] == {"commit": FIRST, "fetched": ["mouse/3"]}
+
+
+def test_what_was_fetched_is_not_asked_for_again(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    real = huggingface_hub.snapshot_download
+
+    def spy(repository: str, **options) -> str:
+        asked.append((options["revision"], options["local_files_only"]))
+        return real(repository, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", spy)
+    put(hub, "o/n", FIRST, gue_files)
+    fetch("o/n", "main", None, "mouse/3")
+    fetch("o/n", "main", None, "mouse/3")
+    fetch("o/n", "main", None, "tf/0")
+    # The branch, then its commit from the cache, then the commit again for files not fetched yet.
+    assert asked == [("main", False), (FIRST, True), (FIRST, False)]
+
+
+def test_a_repository_that_cannot_be_had_is_one_sentence(hub: Path) -> None:
+    with pytest.raises(UserError, match=r"no/where at main is not in this machine's Hub cache .*hf download"):
+        fetch("no/where", "main", None, "x")
+    with pytest.raises(UserError, match="write hub:owner/name"):
+        fetch("nowhere", "main", None, "x")
+    assert not (Path(os.environ["HAD_CACHE"]) / "benchmarks").exists()
+
+
+def test_a_benchmark_runs_from_the_cache_and_says_which_commit(hub: Path, tmp_path: Path) -> None:
+    put(hub, "leannmlindsey/GUE", FIRST, gue_files)
+    options = BenchmarkOptions("hub", ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    assert benchmark("gue", tmp_path / "run", options)["done"] == 1
+    assert f"leannmlindsey/GUE at {FIRST}" in (tmp_path / "run/report.md").read_text()
+
+
+def test_suites_with_a_repository_a_task(hub: Path, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        write_parquet(folder / "data/train-00000-of-00001-ab.parquet", make_rows(40, 1), "seq")
+        write_parquet(folder / "data/test-00000-of-00001-cd.parquet", make_rows(10, 2), "seq")
+
+    put(hub, "katarinagresova/Genomic_Benchmarks_human_enhancers_cohn", FIRST, write)
+    options = BenchmarkOptions("hub", ["human_enhancers_cohn"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    assert benchmark("genomic-benchmarks", tmp_path / "run", options)["done"] == 1
+    put(hub, "me/copy", SECOND, gue_files)
+    options = BenchmarkOptions("hub:me/copy", ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    assert benchmark("gue", tmp_path / "copy", options)["done"] == 1
