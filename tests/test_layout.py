@@ -19,6 +19,7 @@ ROOMS = [
     {"evaluation", "inference"},
     {"demo", "experiment", "doctor"},
     {"cli_options"},
+    {"cli_teacher"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
