@@ -25,6 +25,7 @@ from had.cli_options import (
     files_and_overrides,
     resolve_recipe,
 )
+from had.cli_teacher import teacher_app
 from had.errors import RunFault, UserError
 
 app = typer.Typer(
@@ -33,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a large DNA model into a 1.1 M-parameter one on any genome, and use it.",
 )
-teacher_app = typer.Typer(no_args_is_help=True, help="Train, verify and evaluate teachers.")
 app.add_typer(teacher_app, name="teacher")
 app.command()(benchmark)
 
@@ -60,6 +60,9 @@ def pretrain(
     teacher: Annotated[
         str | None, typer.Option(help="bundled, 50m … 500m, random:50m, a folder, a Hub id or module:Class.")
     ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(help="Read its features from this folder of had teacher cache.")
+    ] = None,
     out: Out = Path("runs/pretrain"),
     steps: Steps = None,
     stop_after: StopAfter = None,
@@ -83,61 +86,10 @@ def pretrain(
     setup_logging(quiet)
     files, changes = files_and_overrides(genome, overrides)
     values = resolve_recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
-    if teacher is not None:
-        values["teacher"] = {**(values.get("teacher") or {}), "name": teacher}
+    named = {"name": teacher, "cache": teacher_cache and str(teacher_cache)}
+    values["teacher"] = {**(values.get("teacher") or {}), **{k: v for k, v in named.items() if v is not None}}
     config = build(PretrainConfig, values, recipe)
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
-
-
-@teacher_app.command("train")
-def teacher_train(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    genome: Genome = None,
-    bed: Bed = None,
-    out: Out = Path("runs/teacher"),
-    steps: Steps = None,
-    stop_after: StopAfter = None,
-    resume: Resume = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train a teacher of your own by masked-LM on your genome.
-
-    Example: had teacher train teacher --genome hg38.fa.gz --out runs/teacher model.hidden_size=512
-    """
-    from had.config import build
-    from had.console import setup_logging
-    from had.training.runs import RunOptions
-    from had.training.teacher_training import TeacherTrainingConfig, train_teacher
-
-    setup_logging(quiet)
-    files, changes = files_and_overrides(genome, overrides)
-    values = resolve_recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
-    config = build(TeacherTrainingConfig, values, recipe)
-    train_teacher(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
-
-
-@teacher_app.command("verify")
-def teacher_verify(
-    name: Annotated[str, typer.Argument(help="50m, 100m, 250m, 500m, a Hub id, or a folder with such a checkpoint.")],
-    quiet: Quiet = False,
-) -> None:
-    """Check a published checkpoint: its sha256 and its numbers against recorded ones.
-
-    Example: had teacher verify 50m
-    """
-    from had.console import setup_logging
-    from had.models.ntv2_verification import verify_teacher
-
-    setup_logging(quiet)
-    result = verify_teacher(name)
-    typer.echo(str(result))
-    if result.passed is False:
-        raise typer.Exit(1)
 
 
 @app.command()

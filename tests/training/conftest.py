@@ -27,6 +27,28 @@ def small_genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command in this process; return its exit code and what it wrote to standard error.
+
+    Pictures and Markov chains, which other tests are about, are left out.
+    """
+    from had.cli import main
+    from had.training import distillation, runs
+
+    monkeypatch.setattr(runs, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(distillation, "fit_markov", lambda *_: None)
+    monkeypatch.setattr(distillation, "markov_sums", lambda *_: ({}, {}))
+
+    def call(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["had", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

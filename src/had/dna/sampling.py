@@ -32,18 +32,24 @@ class WindowSampler:
     fixed_starts
         A slot's start stays the same in every epoch, so that a teacher's features can be stored and used
         again.
+    starts_seed
+        Seed of the starts, where it is not that of the run: several runs then share one set of fixed starts.
+    slots
+        Use only so many slots, evenly spread over all; None: all.
 
     Attributes
     ----------
     n_valid : int
         Number of valid starts, N.
+    all_slots : int
+        ⌈N / length⌉.
     slots : int
-        Windows per epoch.
+        Slots in use: windows per epoch.
 
     Raises
     ------
     had.errors.UserError
-        If no stretch is as long as a window.
+        If no stretch is as long as a window, or there are fewer slots than asked for.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class WindowSampler:
         seed: int,
         rc_probability: float = 0.5,
         fixed_starts: bool = False,
+        starts_seed: int | None = None,
+        slots: int | None = None,
     ) -> None:
         if length < 1:
             raise UserError(f"a window has at least one letter; got length {length}")
@@ -73,13 +81,28 @@ class WindowSampler:
         self.seed = seed
         self.rc_probability = rc_probability
         self.fixed_starts = fixed_starts
+        self.starts_seed = seed if starts_seed is None else starts_seed
         self.n_valid = int(self._ends[-1])
-        self.slots = -(-self.n_valid // length)
+        self.all_slots = -(-self.n_valid // length)
+        self.slots = self.all_slots if slots is None else slots
+        if not 1 <= self.slots <= self.all_slots:
+            raise UserError(
+                f"{self.slots:,} slots were asked for, but the training intervals have {self.all_slots:,} (one per "
+                f"{length:,} valid starts); ask for 1 to {self.all_slots:,}"
+            )
+
+    def rows_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Row (n,) in 0 … slots - 1, among the slots in use, that each window index visits in its epoch."""
+        indices = self._checked(indices)
+        return permute(indices % self.slots, self.slots, self.seed, _ORDER_STREAM, indices // self.slots)
+
+    def slots_of_rows(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Slot (n,), among all slots, of rows of those in use."""
+        return np.atleast_1d(np.asarray(rows, dtype=np.int64)) * self.all_slots // self.slots
 
     def slots_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Slot (n,) that each window index visits in its epoch."""
-        indices = self._checked(indices)
-        return permute(indices % self.slots, self.slots, self.seed, _ORDER_STREAM, indices // self.slots)
+        return self.slots_of_rows(self.rows_of(indices))
 
     def starts_of_slots(self, slots: NDArray[np.integer], epochs: NDArray[np.integer] | int = 0) -> NDArray[np.int64]:
         """Global start (n,) that each slot draws in each epoch (with fixed starts: in every epoch)."""
@@ -87,7 +110,7 @@ class WindowSampler:
         low = slots * self.length
         width = np.minimum(low + self.length, self.n_valid) - low
         epoch = 0 if self.fixed_starts else epochs
-        start = low + uniform_below(width, self.seed, _START_STREAM, epoch, slots)
+        start = low + uniform_below(width, self.starts_seed, _START_STREAM, epoch, slots)
         stretch = np.searchsorted(self._ends, start, side="right")
         return self._first[stretch] + start - self._before[stretch]
 

@@ -113,7 +113,7 @@ def _student_objective(
     teacher = table = None
     if config.w_align:
         name = teacher_name or facts["teacher"]
-        teacher = load_teacher(name, facts["teacher_options"], device, facts["seed"])
+        teacher = load_teacher(name, facts["teacher_options"], device, facts.get("teacher_seed", facts["seed"]))
         if facts["teacher_digest"] != teacher.digest():
             raise UserError(
                 f"{folder}: was distilled from {facts['teacher']}, and {name} is another; name it by --teacher"

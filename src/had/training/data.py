@@ -41,6 +41,12 @@ class DataConfig:
     """Probability that a training window is read on the reverse strand."""
     validation_windows: int = 256
     """Held-out windows validated on, evenly spread; 0: all."""
+    fixed_starts: bool = False
+    """A slot's window starts at the same base in every epoch, as with a teacher cache; false: anew in every epoch."""
+    starts_seed: int | None = None
+    """Seed of fixed starts, so that runs of several seeds share one teacher cache; null: the run's seed."""
+    slots: int = 0
+    """Slots of an epoch that are used, evenly spread; 0: all."""
 
     def __post_init__(self) -> None:
         """Check what no type can."""
@@ -53,6 +59,10 @@ class DataConfig:
             raise ValueError(f"data.mask_fraction must lie between 0 and 1; got {self.mask_fraction}")
         if not 0 <= self.rc_probability <= 1:
             raise ValueError(f"data.rc_probability must lie between 0 and 1; got {self.rc_probability}")
+        if self.slots < 0:
+            raise ValueError(f"data.slots must be at least 1, or 0 for all; got {self.slots}")
+        if self.starts_seed is not None and not self.fixed_starts:
+            raise ValueError("data.starts_seed is the seed of fixed starts: it needs data.fixed_starts=true")
 
 
 class WindowData:
@@ -66,6 +76,8 @@ class WindowData:
         ACGT-only training stretches, global half-open positions.
     validation_codes : uint8 (n, L); validation_hidden : bool (n, L)
         Held-out windows with their fixed masks, without reverse complement; n may be 0.
+    validation_starts : int64 (n,)
+        Their global starts.
     """
 
     def __init__(self, genome: Genome, config: DataConfig, seed: int) -> None:
@@ -74,10 +86,19 @@ class WindowData:
             genome, config.bed, config.valid_contigs, config.test_contigs, config.window, config.stretch
         )
         self.stretches = acgt_stretches(genome, self.splits.train)
-        self.sampler = WindowSampler(self.stretches, config.window, seed, config.rc_probability)
+        self.sampler = WindowSampler(
+            self.stretches,
+            config.window,
+            seed,
+            config.rc_probability,
+            config.fixed_starts,
+            config.starts_seed,
+            config.slots or None,
+        )
         starts = tile(acgt_stretches(genome, self.splits.validation), config.window)
         if config.validation_windows and len(starts) > config.validation_windows:
             starts = starts[np.linspace(0, len(starts) - 1, config.validation_windows).astype(np.int64)]
+        self.validation_starts = starts
         self.validation_codes, self.validation_hidden = self.held_out(starts)
 
     @classmethod
@@ -129,6 +150,10 @@ class WindowData:
             f"Training windows start at {self.sampler.n_valid:,} positions; {spans - usable:,} bp other than A, C, G, T"
             " are in no window."
         )
+        if self.config.slots:
+            lines.append(f"{self.sampler.slots:,} of {self.sampler.all_slots:,} slots are used, evenly spread.")
+        if self.config.fixed_starts:
+            lines.append("Fixed starts: every epoch reads the same windows, on strands drawn anew.")
         if self.genome.ambiguous:
             count = sum(sum(letters.values()) for letters in self.genome.ambiguous.values())
             lines.append(f"{count:,} IUPAC letters other than A, C, G, T, N were read as N.")

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from had.baselines.alignment import KmerTable
 from had.dna.alphabet import GROUP, NUCLEOTIDE_MASK, NUCLEOTIDE_OFFSET, kmer_indices
 from had.files import atomic_write_bytes, atomic_write_text
+from had.models.cached_teacher import CachedTeacher, stored_in
+from had.models.feature_shards import decode_features
 from had.models.reconstruction import CrossAttentionDecoder, hidden_and_visible_index
 from had.models.student import HADModel
 from had.models.teachers import Teacher
@@ -164,10 +166,22 @@ def normalise_features(features: Tensor) -> Tensor:
 
 
 def teacher_features(teacher: Teacher, batch: Mapping[str, Tensor], view: str) -> Tensor:
-    """Normalised features (B, T, D) float32 of the teacher; with ``view`` masked it does not see the hidden groups."""
+    """Normalised features (B, T, D) float32 of the teacher; with ``view`` masked it does not see the hidden groups.
+
+    Where the batch carries stored features, they are given instead.
+    """
+    if stored := stored_in(batch):
+        return decode_features(stored)
     hidden = batch["hidden_groups"] if view == "masked" else None
     with torch.no_grad():
         return normalise_features(teacher.features(batch["codes"], hidden))
+
+
+def stored_features(teacher: Teacher | None, data: WindowData, indices: NDArray[np.integer]) -> dict[str, Tensor]:
+    """What a cached teacher holds of training windows by their index in the run; nothing for any other teacher."""
+    if not isinstance(teacher, CachedTeacher):
+        return {}
+    return teacher.training(data.sampler.rows_of(indices), data.sampler.draw(indices)[1])
 
 
 class DistillationObjective:
@@ -210,7 +224,8 @@ class DistillationObjective:
 
     def batch(self, indices: NDArray[np.integer]) -> dict[str, Tensor]:
         """Windows by their index in the run."""
-        return windows_to_batch(*self.data.train(indices), self.config.align_positions)
+        batch = windows_to_batch(*self.data.train(indices), self.config.align_positions)
+        return {**batch, **stored_features(self.teacher, self.data, indices)}
 
     def prepare(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Add the teacher's target (M, D) at the aligned groups."""
@@ -298,6 +313,8 @@ class DistillationObjective:
         for i in range(0, len(codes), VALIDATION_BATCH):
             part = slice(i, i + VALIDATION_BATCH)
             batch = windows_to_batch(codes[part], hidden[part], self.config.align_positions)
+            if isinstance(self.teacher, CachedTeacher):
+                batch |= self.teacher.held_out(i, i + len(batch["codes"]))
             on_device: Mapping[str, Tensor] = {k: v.to(device) for k, v in batch.items()}
             if self.teacher is not None:
                 features = self._held_out_features.get(i)
@@ -338,7 +355,7 @@ def fit_table(teacher: Teacher, data: WindowData, config: ObjectiveConfig, devic
     for i in range(0, config.fit_windows, VALIDATION_BATCH):
         indices = np.arange(i, min(i + VALIDATION_BATCH, config.fit_windows))
         batch = windows_to_batch(*data.train(indices), config.align_positions)
-        on_device = {k: v.to(device) for k, v in batch.items()}
+        on_device = {k: v.to(device) for k, v in {**batch, **stored_features(teacher, data, indices)}.items()}
         features = teacher_features(teacher, on_device, config.teacher_view)
         table.update(features, kmer_index_of(batch["codes"]), batch["aligned"])
     return table

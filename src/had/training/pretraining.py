@@ -1,15 +1,18 @@
 """`had pretrain`: distil a teacher into a student on the user's genome."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from had.models.cached_teacher import CachedTeacher
 from had.models.student import HADConfig, HADModel
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import Teacher, check_window
+from had.training.cache_plan import teacher_batch
+from had.training.cache_use import cached_table, check_windows, open_for_run, say_if_batches_differ
 from had.training.data import DataConfig, WindowData
 from had.training.devices import native_bf16
 from had.training.distillation import DistillationModule, DistillationObjective, ObjectiveConfig, fit_table
@@ -25,6 +28,10 @@ class TeacherConfig:
     """bundled; a folder; a Hub name (50m, 100m, 250m, 500m or the full id); random:50m; or module:Class of your own."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for a teacher class of your own."""
+    cache: str | None = None
+    """Folder of `had teacher cache` to read the teacher's features from; needs objective.teacher_view=full."""
+    verify_cache: bool = True
+    """Compare the cache's checksums at the start of every run."""
 
 
 @dataclass
@@ -64,14 +71,32 @@ def pretrain(config: PretrainConfig, out: Path, options: RunOptions) -> int:
     RunFault
         On a loss that is not finite or a full disk.
     """
-    return execute(config, out, options, lambda data, accelerator: make_objective(config, data, accelerator.device))
+    if config.teacher.cache is None:
+        return execute(config, out, options, lambda data, accelerator: make_objective(config, data, accelerator.device))
+    cache, fixed = open_for_run(
+        config.teacher.cache, config.teacher.name, config.teacher.options, config.objective, config.data
+    )
+    config = replace(config, data=fixed)
+
+    def objective(data: WindowData, accelerator: Any) -> DistillationObjective:
+        check_windows(cache, data)
+        if config.teacher.verify_cache and accelerator.is_main_process:
+            cache.verify(options.quiet)
+        return make_objective(config, data, accelerator.device, cache)
+
+    return execute(config, out, options, objective, {"teacher cache": cache.manifest.digest})
 
 
-def make_objective(config: PretrainConfig, data: WindowData, device: torch.device) -> DistillationObjective:
-    """Student at its start, teacher, and the mean features fitted on training windows."""
+def make_objective(
+    config: PretrainConfig, data: WindowData, device: torch.device, cache: CachedTeacher | None = None
+) -> DistillationObjective:
+    """Student at its start, teacher (or its cache), and the mean features fitted on training windows."""
     teacher: Teacher | None = None
     table = None
-    if config.objective.w_align:
+    if cache is not None:
+        say_if_batches_differ(cache, teacher_batch(config.training))
+        teacher, table = cache, cached_table(cache, data, config.objective, device)
+    elif config.objective.w_align:
         options = teacher_options(config, device)
         teacher = load_teacher(config.teacher.name, options, device, config.seed)
         check_window(teacher, data.n_groups)
@@ -79,7 +104,8 @@ def make_objective(config: PretrainConfig, data: WindowData, device: torch.devic
     torch.manual_seed(config.seed)
     module = DistillationModule(HADModel(config.model), teacher.width if teacher else None, config.objective)
     module.to(device)
-    return DistillationObjective(module, teacher, table, data, describe_training(config, teacher, data))
+    facts = describe_training(config, teacher, data)
+    return DistillationObjective(module, teacher, table, data, facts, keep_features=cache is None)
 
 
 def teacher_options(config: PretrainConfig, device: torch.device) -> dict[str, Any]:
@@ -93,7 +119,7 @@ def teacher_options(config: PretrainConfig, device: torch.device) -> dict[str, A
 
 def describe_training(config: PretrainConfig, teacher: Teacher | None, data: WindowData) -> dict[str, Any]:
     """Facts for the student's card, written beside its weights."""
-    return {
+    facts = {
         "teacher": config.teacher.name if teacher else None,
         "teacher_options": config.teacher.options,
         "teacher_licence": teacher.licence if teacher else None,
@@ -104,3 +130,8 @@ def describe_training(config: PretrainConfig, teacher: Teacher | None, data: Win
         "bp": config.training.steps * config.training.global_batch * config.data.window,
         "seed": config.seed,
     }
+    if isinstance(teacher, CachedTeacher):
+        there = teacher.manifest
+        facts |= {"teacher_options": there.teacher["options"], "teacher_seed": there.teacher["seed"]}
+        facts |= {"teacher_cache": {"digest": there.digest, "dtype": there.layout["dtype"]}}
+    return facts

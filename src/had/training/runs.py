@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +47,17 @@ class RunConfig(Protocol):
     training: TrainingConfig
 
 
-def execute(config: Any, out: Path, options: RunOptions, make_objective: Callable[[WindowData, Any], Objective]) -> int:
-    """Run a recipe from its start, or from a checkpoint, to its end; return the step reached."""
+def execute(
+    config: Any,
+    out: Path,
+    options: RunOptions,
+    make_objective: Callable[[WindowData, Any], Objective],
+    digests: Mapping[str, str] | None = None,
+) -> int:
+    """Run a recipe from its start, or from a checkpoint, to its end; return the step reached.
+
+    ``digests`` are checksums of what the run reads besides the genome: a resumed run must read the same.
+    """
     keep_freed_memory()
     set_threads(options.threads)
     training: TrainingConfig = config.training
@@ -62,7 +71,7 @@ def execute(config: Any, out: Path, options: RunOptions, make_objective: Callabl
     if options.dry_run:
         return 0
     objective = make_objective(data, accelerator)
-    run = _open_run(config, out, options, data, accelerator)
+    run = _open_run(config, out, options, {"genome": data.genome.digest, **(digests or {})}, accelerator)
     try:
         return _train(objective, training, run, accelerator, config.seed, options)
     except OSError as error:
@@ -105,20 +114,20 @@ def _train(
     return step
 
 
-def _open_run(config: Any, out: Path, options: RunOptions, data: WindowData, accelerator: Any) -> RunFolder:
+def _open_run(config: Any, out: Path, options: RunOptions, digests: Mapping[str, str], accelerator: Any) -> RunFolder:
     """The main process makes or opens the folder; the others wait and only learn where to go on from."""
     if accelerator.num_processes == 1 or accelerator.is_main_process:
         run = RunFolder.open(
             out,
             to_dict(config),
             sys.argv,
-            {"genome": data.genome.digest},
+            digests,
             resume=options.resume,
             seed=config.seed,
             threads=torch.get_num_threads(),
             processes=accelerator.num_processes,
             # Checked by their content instead: files may move.
-            may_differ={"genome"},
+            may_differ={"genome", "cache", "verify_cache"},
         )
         for note in run.notes:
             say(note)
