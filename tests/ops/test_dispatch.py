@@ -1,23 +1,24 @@
 """Which backend runs, what is said about it, and what is refused."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from had.errors import UserError
-from had.ops import cpu, gated_delta_rule
-from had.ops.gated_delta_rule import BACKENDS, _automatic, _say_once, known_bad
+from had.ops import cpu, cuda, gated_delta_rule
+from had.ops.gated_delta_rule import BACKENDS, _automatic, _say, known_bad
 from tests.ops.rule_cases import make_case
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("HAD_BACKEND", raising=False)
-    _say_once.cache_clear()
+    _say.cache_clear()
     yield
-    _say_once.cache_clear()
+    _say.cache_clear()
 
 
 @pytest.fixture
@@ -86,8 +87,6 @@ def test_a_backend_can_be_forced(name: str, inputs: list[torch.Tensor], monkeypa
         ("had.ops.chunked", "chunked_gated_delta_rule", "chunked"),
         ("had.ops.cpu", "cpu_gated_delta_rule", "cpu"),
     ):
-        import sys
-
         original = getattr(sys.modules[module], attribute)
 
         def spy(*args, _original=original, _backend=backend, **options):
@@ -114,9 +113,11 @@ def test_an_unknown_backend_is_refused_with_the_choices(
 def test_a_forced_backend_that_cannot_run_is_refused(
     inputs: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HAD_BACKEND", "cuda")
-    with pytest.raises(UserError, match="the tensors are on cpu"):
-        gated_delta_rule(*inputs)
+    for name in ("cuda", "fla"):
+        monkeypatch.setenv("HAD_BACKEND", name)
+        monkeypatch.setattr(cuda, "why_unavailable", lambda device: f"the tensors are on {device}")
+        with pytest.raises(UserError, match=f"HAD_BACKEND={name} cannot be used, because the tensors are on cpu"):
+            gated_delta_rule(*inputs)
     monkeypatch.setenv("HAD_BACKEND", "cpu")
     monkeypatch.setattr(cpu, "why_unavailable", lambda: "numba cannot be imported")
     with pytest.raises(UserError, match="numba cannot be imported"):
@@ -127,33 +128,51 @@ class _OnGpu:
     """What the choice looks at of a tensor, where there is no GPU."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.device, self.dtype = torch.device("cuda", 0), dtype
+        self.device, self.dtype, self.shape = torch.device("cuda", 0), dtype, (1, 4, 2, 32)
+
+
+WRONG, REFUSED = "its Triton kernels compute dq wrongly here", "flash-linear-attention's gradients are wrong here"
 
 
 @pytest.mark.parametrize(
-    ("dtype", "reason", "backend", "level"),
+    ("dtype", "kernels", "fla", "backend", "level"),
     [
-        (torch.bfloat16, None, "cuda", logging.INFO),
-        (torch.float32, None, "chunked", logging.INFO),
-        (torch.bfloat16, "flash-linear-attention's gradients are wrong on this GPU", "chunked", logging.WARNING),
+        (torch.bfloat16, None, REFUSED, "cuda", logging.INFO),
+        (torch.float32, None, None, "cuda", logging.INFO),
+        (torch.bfloat16, WRONG, None, "fla", logging.WARNING),
+        (torch.bfloat16, WRONG, REFUSED, "chunked", logging.WARNING),
+        (torch.float32, WRONG, None, "chunked", logging.WARNING),
+        (torch.float64, None, None, "chunked", logging.WARNING),
     ],
 )
-def test_on_a_gpu_half_precision_takes_flash_linear_attention_where_it_is_right(
+def test_on_a_gpu_the_first_of_the_backends_that_are_right_is_chosen_and_said_once(
     dtype: torch.dtype,
-    reason: str | None,
+    kernels: str | None,
+    fla: str | None,
     backend: str,
     level: int,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import sys
-
-    monkeypatch.setattr(sys.modules["had.ops.gated_delta_rule"], "_why_not_fla", lambda index: reason)
+    module = sys.modules["had.ops.gated_delta_rule"]
+    monkeypatch.setattr(module, "_why_not_kernels", lambda *tensors: kernels)
+    monkeypatch.setattr(module, "_why_not_fla", lambda index: fla)
     tensor = _OnGpu(dtype)
     with caplog.at_level(logging.INFO, logger="had"):
-        assert _automatic(tensor, tensor, tensor) == backend  # type: ignore[arg-type]
+        for _ in range(2):
+            assert _automatic(tensor, tensor, tensor) == backend  # type: ignore[arg-type]
     assert [record.levelno for record in caplog.records] == [level]
-    assert reason is None or reason in caplog.text
+    for reason in (kernels, fla):
+        assert backend != "chunked" or dtype != torch.bfloat16 or reason in caplog.text
+
+
+def test_triton_s_absence_is_a_reason_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    cuda.why_unavailable.cache_clear()
+    try:
+        assert cuda.why_unavailable(torch.device("cuda", 0)) == "Triton is not installed"
+    finally:
+        cuda.why_unavailable.cache_clear()
 
 
 @pytest.mark.parametrize(

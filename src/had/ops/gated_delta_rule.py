@@ -4,7 +4,8 @@
 reference   sequential PyTorch, the definition (slow)
 chunked     chunks of tokens with PyTorch's operators, any device
 cpu         compiled loops for the CPU (numba)
-cuda        flash-linear-attention's Triton kernels (the package ``fla-core``), half precisions only
+cuda        this project's Triton kernels for NVIDIA's GPUs
+fla         flash-linear-attention's Triton kernels (the package ``fla-core``), half precisions only
 ==========  ==========================================================================================
 """
 
@@ -24,7 +25,7 @@ from had.ops.reference import reference_gated_delta_rule
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "chunked", "cpu", "cuda")
+BACKENDS = ("reference", "chunked", "cpu", "cuda", "fla")
 """Values of ``HAD_BACKEND``."""
 
 
@@ -71,16 +72,53 @@ def _why_not_fla(device_index: int) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def _why_not_kernels(device: torch.device, dtype: torch.dtype, K: int, V: int, train: bool) -> str | None:
+    """Say why this project's Triton kernels cannot be used for these tensors, or None where they can."""
+    from had.ops import cuda
+    from had.ops.cuda_trial import why_wrong
+
+    reason = cuda.why_unavailable(device)
+    # A trial cannot run while a CUDA graph is recorded; what is recorded has run before.
+    if reason is None and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        reason = why_wrong(device, dtype, K, V, train)
+    return reason
+
+
+def _kernels_reason(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    from had.ops import cuda
+
+    return cuda.why_unfit(q, k, v) or _why_not_kernels(
+        q.device, v.dtype, q.shape[-1], v.shape[-1], torch.is_grad_enabled()
+    )
+
+
+def _fla_reason(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Say why flash-linear-attention cannot be used for these tensors, or None where it can."""
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device}"
+    if not (q.dtype == k.dtype == v.dtype and v.dtype in (torch.bfloat16, torch.float16)):
+        return f"flash-linear-attention needs q, k and v in one half precision; v has {v.dtype}"
+    return _why_not_fla(q.device.index or 0)
+
+
 @functools.cache
-def _say_once(level: int, message: str) -> None:
+def _say(level: int, message: str) -> None:
     logger.log(level, message)
+
+
+def _say_once(level: int, message: str) -> None:
+    # A compiler that traces this would stop at the logger.
+    if not torch.compiler.is_compiling():
+        _say(level, message)
 
 
 def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
     """Choose a backend for tensors and say so."""
     device = q.device
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # A graph can hold PyTorch's operators only.
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if exporting or (torch.compiler.is_compiling() and device.type != "cuda"):
+        # An exported graph can hold PyTorch's operators only, and numba's loops cannot be traced.
         return "chunked"
     if device.type == "cpu":
         from had.ops import cpu
@@ -94,16 +132,17 @@ def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
         )
         return "chunked"
     if device.type == "cuda":
-        reason = _why_not_fla(device.index or 0)
-        if reason is not None:
-            _say_once(logging.WARNING, f"gated delta rule on {device.type}: slower chunked PyTorch, because {reason}")
-            return "chunked"
-        if q.dtype == k.dtype == v.dtype and v.dtype in (torch.bfloat16, torch.float16):
-            _say_once(logging.INFO, "gated delta rule on cuda, half precision: flash-linear-attention")
+        reason = _kernels_reason(q, k, v)
+        if reason is None:
+            _say_once(logging.INFO, f"gated delta rule on cuda, {v.dtype}: this project's Triton kernels")
             return "cuda"
+        second = _fla_reason(q, k, v)
+        if second is None:
+            _say_once(logging.WARNING, f"gated delta rule on cuda, {v.dtype}: flash-linear-attention, because {reason}")
+            return "fla"
         _say_once(
-            logging.INFO,
-            "gated delta rule on cuda, full precision: chunked PyTorch (flash-linear-attention is for half precisions)",
+            logging.WARNING,
+            f"gated delta rule on cuda, {v.dtype}: slower chunked PyTorch, because {reason}, and {second}",
         )
         return "chunked"
     _say_once(logging.INFO, f"gated delta rule on {device.type}: chunked PyTorch")
@@ -120,12 +159,9 @@ def _forced(name: str, q: Tensor, k: Tensor, v: Tensor) -> str:
 
         reason = f"the tensors are on {q.device}" if q.device.type != "cpu" else cpu.why_unavailable()
     elif name == "cuda":
-        if q.device.type != "cuda":
-            reason = f"the tensors are on {q.device}"
-        elif not (q.dtype == k.dtype == v.dtype and v.dtype in (torch.bfloat16, torch.float16)):
-            reason = f"flash-linear-attention needs q, k and v in one half precision; v has {v.dtype}"
-        else:
-            reason = _why_not_fla(q.device.index or 0)
+        reason = _kernels_reason(q, k, v)
+    elif name == "fla":
+        reason = _fla_reason(q, k, v)
     if reason is not None:
         raise UserError(f"HAD_BACKEND={name} cannot be used, because {reason}; choose another or leave it unset")
     _say_once(logging.INFO, f"gated delta rule: {name} (HAD_BACKEND)")
@@ -187,8 +223,12 @@ def gated_delta_rule(
     Notes
     -----
     The backend is chosen from the device: compiled kernels on the CPU (on as many threads as
-    ``torch.get_num_threads()`` says), flash-linear-attention for half precisions on CUDA where it is installed and
-    right, chunked PyTorch elsewhere. ``HAD_BACKEND`` forces one. The logger ``had`` says once which it is.
+    ``torch.get_num_threads()`` says); on CUDA this project's Triton kernels where Triton is installed and they pass a
+    small trial against chunked PyTorch on the GPU at hand, else flash-linear-attention for half precisions where it is
+    installed and right; chunked PyTorch elsewhere. The order on CUDA has not been measured yet. ``HAD_BACKEND`` forces
+    one. The logger ``had`` says once which it is.
+
+    On CUDA half precisions are multiplied in tf32, with float32 sums; float32 in float32.
     """
     check_arguments(q, k, v, g, beta, initial_state)
     name = os.environ.get("HAD_BACKEND")
@@ -201,7 +241,7 @@ def gated_delta_rule(
         return reference_gated_delta_rule(
             q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel
         )
-    if backend == "cuda":
+    if backend == "fla":
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
         return chunk_gated_delta_rule(
@@ -211,6 +251,8 @@ def gated_delta_rule(
         )  # fmt: skip
     if backend == "cpu":
         from had.ops.cpu import cpu_gated_delta_rule as run
+    elif backend == "cuda":
+        from had.ops.cuda import cuda_gated_delta_rule as run
     else:
         run = chunked_gated_delta_rule
     o, state = run(q, k, v, g, beta, scale, initial_state, use_qk_l2norm_in_kernel)
