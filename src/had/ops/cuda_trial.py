@@ -17,7 +17,7 @@ from had.ops.cuda import HALF, cuda_gated_delta_rule
 LENGTH = 75
 """Tokens of the trial: several chunks, the last of them not full."""
 LARGEST_ERROR = {"float32": 1e-2, "half": 5e-2}
-"""Relative to the largest number of a tensor; wrong code errs by tens of percent, a caller may allow tf32 in chunked PyTorch."""
+"""Relative to the largest number of a tensor: wrong code errs by tens of percent; tf32 elsewhere is allowed."""
 
 
 def _inputs(device: torch.device, dtype: torch.dtype, K: int, V: int) -> list[Tensor]:
