@@ -43,7 +43,7 @@ def two_classes(n: int, seed: int = 0) -> list[str]:
 
 
 def config(data: Path, **changes) -> FinetuneConfig:
-    made = FinetuneConfig(str(data), "scratch", student=SMALL, training=QUICK)
+    made = FinetuneConfig(str(data), model="scratch", student=SMALL, training=QUICK)
     return dataclasses.replace(made, **changes)
 
 

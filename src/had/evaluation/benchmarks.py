@@ -121,6 +121,10 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
             return shelf.get(by_name[name]) if name in by_name else None
 
         paths = write_report(folder, suite, load, failed, options.quiet)
+    except KeyboardInterrupt as stop:
+        raise RunFault(
+            f"interrupted; the {len(folder.rows)} finished units are in {out}, and the same command goes on from there"
+        ) from stop
     finally:
         folder.close()
     for path in paths:

@@ -9,7 +9,7 @@ from had.errors import RunFault
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Picture, as_html, as_markdown
-from had.evaluation.report_pictures import draw_differences, draw_scores
+from had.evaluation.report_pictures import ENOUGH_TASKS, draw_differences, draw_scores
 from had.evaluation.report_sections import (
     costs,
     groups,
@@ -84,7 +84,7 @@ def write_report(
     if differences is not None:
         caption = (
             f"{reference} minus each other model on the same test rows; bars: 95 % intervals over test rows, in the "
-            "last row over tasks; grey: not told apart from 0."
+            f"last row over tasks (from {ENOUGH_TASKS} tasks on); grey: not told apart from 0."
         )
         pictures.append(Picture(f"{PICTURES}/differences.png", differences, caption))
     for picture in pictures:

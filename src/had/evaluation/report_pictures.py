@@ -13,6 +13,8 @@ from had.evaluation.report_tables import TaskTable
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 _PUBLISHED = "0.62"
+ENOUGH_TASKS = 5
+"""An interval over fewer tasks would say nothing."""
 _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -102,9 +104,10 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
                 continue
             means.append(one.mean)
             _interval(axes, y, one.mean, one.low, one.high, "o")
-        if with_mean and len(means) > 1:
+        if with_mean and means:
             mean = bootstrap_mean(means)
-            _interval(axes, len(tables), mean.mean, mean.low, mean.high, "D")
+            low, high = (mean.low, mean.high) if len(means) >= ENOUGH_TASKS else (mean.mean, mean.mean)
+            _interval(axes, len(tables), mean.mean, low, high, "D", sure=low != high and (low > 0 or high < 0))
         labels = [table.task.name for table in tables] + (["mean over tasks"] if with_mean else [])
         _plain(axes, labels if number % columns == 0 else [""] * n)
         axes.axvline(0, color="0.3", linewidth=1)
@@ -114,8 +117,8 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
     return _png(figure)
 
 
-def _interval(axes: Any, y: float, mean: float, low: float, high: float, shape: str) -> None:
-    sure = low > 0 or high < 0
+def _interval(axes: Any, y: float, mean: float, low: float, high: float, shape: str, sure: bool | None = None) -> None:
+    sure = low > 0 or high < 0 if sure is None else sure
     colour = "0.5" if not sure else _COLOURS[0] if mean > 0 else _COLOURS[1]
     axes.plot([low, high], [y, y], color=colour, linewidth=2.2, zorder=4)
     axes.plot(mean, y, shape, color=colour, markersize=6, zorder=5)
