@@ -48,7 +48,7 @@ def recipe(genome: Path, **data) -> PretrainConfig:
 
 
 def make(genome: Path, out: Path, dtype: str = "float32", **data) -> Manifest:
-    options = CacheOptions(dtype, device="cpu", threads=1, quiet=True, shard_bytes=SHARD_BYTES)  # type: ignore[arg-type]
+    options = CacheOptions(dtype, device="cpu", threads=1, quiet=True, shard_bytes=SHARD_BYTES)
     return cache_teacher(recipe(genome, **data), out, options)
 
 

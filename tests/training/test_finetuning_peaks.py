@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def config(files: tuple[Path, Path], **changes) -> FinetuneConfig:
     given = {"student": SMALL, "training": FitConfig(epochs=1, batch_size=16, lr=1e-2), **changes}
-    return FinetuneConfig(str(files[0]), [str(files[1])], model="scratch", **given)
+    return FinetuneConfig(str(files[0]), "scratch", [str(files[1])], **given)
 
 
 def test_contigs_are_held_out_and_labels_are_peak_and_background(files: tuple[Path, Path]) -> None:

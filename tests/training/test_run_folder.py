@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,34 @@ def test_another_config_is_refused_with_every_difference(tmp_path: Path) -> None
         assert part in text
     assert "bed" not in text
     assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+
+
+@dataclass
+class LaterSection:
+    lr: float = 1e-3
+    name: str = "adamw"
+
+
+@dataclass
+class LaterConfig:
+    """The config of a later version: one key more."""
+
+    steps: int = 10
+    optimizer: LaterSection = field(default_factory=LaterSection)
+    fixed: bool = False
+
+
+def test_a_key_that_came_with_a_later_version_does_not_end_an_old_run(tmp_path: Path) -> None:
+    before = {"steps": 10, "optimizer": {"lr": 1e-3, "name": "adamw"}}
+    create(tmp_path / "run", before)
+    assert resume(tmp_path / "run", LaterConfig()).notes
+    with pytest.raises(UserError, match="fixed is False there and True here"):
+        resume(tmp_path / "run", LaterConfig(fixed=True))
+    with pytest.raises(UserError, match="steps is 10 there and 11 here"):
+        resume(tmp_path / "run", LaterConfig(steps=11))
+    create(tmp_path / "other", {**before, "removed": 1})
+    with pytest.raises(UserError, match="removed is 1 there"):
+        resume(tmp_path / "other", LaterConfig())
 
 
 def test_what_changes_no_result_may_differ_and_is_recorded(tmp_path: Path) -> None:

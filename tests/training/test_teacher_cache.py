@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from had.dna.alphabet import decode
+from had.models import cached_teacher
 from had.models.cached_teacher import CachedTeacher, Manifest
 from had.models.feature_shards import decode_features
 from had.models.teacher_loading import load_teacher
@@ -48,6 +49,19 @@ def test_float32_cache_trains_to_the_bits_of_a_run_without_it(
     assert_equal_runs(tmp_path / "cached", tmp_path / "online")
     splits = {record["split"] for record in records(tmp_path / "cached")}
     assert splits == {"train", "validation", "baseline"}
+
+
+def test_another_batch_of_the_teacher_changes_losses_by_less_than_1e5_and_is_announced(
+    run: Run, small_genome: Path, tmp_path: Path
+) -> None:
+    assert run(*cache_words(small_genome, tmp_path / "cache", "--dtype", "float32"))[0] == 0
+    more = (FULL, "training.micro_batch=4")
+    words = pretrain_words(small_genome, tmp_path / "cached", "--teacher-cache", tmp_path / "cache", *more)
+    code, text = run(*words)
+    assert code == 0
+    assert "2 windows at a time, this run would ask about 4" in text
+    assert run(*pretrain_words(small_genome, tmp_path / "online", FIXED, *more))[0] == 0
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "online"), rtol=1e-5, atol=0)
 
 
 def test_the_comparison_of_losses_sees_another_view_and_other_starts(
@@ -124,8 +138,12 @@ def test_both_strands_are_what_the_teacher_says_of_the_letters(small_genome: Pat
             assert not torch.allclose(expected, other, atol=1e-2)
 
 
-def test_rows_are_read_in_the_order_asked_for(small_genome: Path, tmp_path: Path) -> None:
-    make(small_genome, tmp_path / "cache", "int8")
+@pytest.mark.parametrize("open_shards", [256, 1])
+def test_rows_are_read_in_the_order_asked_for(
+    small_genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_shards: int
+) -> None:
+    monkeypatch.setattr(cached_teacher, "_OPEN_SHARDS", open_shards)
+    assert len(make(small_genome, tmp_path / "cache", "int8").training.shards) == 3
     cache = CachedTeacher.open(tmp_path / "cache")
     rows, reverse = np.array([21, 0, 7, 7, 13]), np.array([True, False, True, False, True])
     together = cache.training(rows, reverse)

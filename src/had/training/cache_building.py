@@ -130,10 +130,11 @@ def cache_teacher(config: PretrainConfig, out: Path, options: CacheOptions) -> M
         return manifest
     with _locked(out):
         manifest = _done_before(out, wanted)
-        verify_files(out, manifest, options.quiet)
+        if manifest.files:
+            verify_files(out, manifest, options.quiet)
         if manifest.missing:
             _Builder(out, manifest, data, teacher, objective, device).build(options.quiet)
-    say(f"{out}: complete, {len(manifest.files)} files, all checksums right. Train with teacher.cache={out}.")
+    say(f"{out} is complete, {len(manifest.files)} files. Train from it with had pretrain … --teacher-cache {out}.")
     return manifest
 
 

@@ -44,12 +44,12 @@ class FinetuneConfig:
     data: str
     """A CSV, TSV, FASTA or Parquet file of labelled sequences, or a folder with train, dev and test files; with genome,
     a BED or narrowPeak file of peaks."""
+    model: str = DEFAULT_MODEL
+    """A pre-trained student: bundled name, folder, Hub name; or scratch: the same network with fresh weights."""
     genome: list[str] = field(default_factory=list)
     """FASTA file(s) that peaks are of."""
     peaks: PeaksConfig = field(default_factory=PeaksConfig)
     """What peaks are told from."""
-    model: str = DEFAULT_MODEL
-    """A pre-trained student: bundled name, folder, Hub name; or scratch: the same network with fresh weights."""
     freeze: bool = False
     """Train the head alone, on the student's features as they are (linear probe)."""
     task: str = "auto"

@@ -1,11 +1,15 @@
 """Under which circumstances a run was made, and whether two configs are of the same run."""
 
+import dataclasses
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
+
+from had.config import build, dump_yaml, parse_yaml
+from had.errors import UserError
 
 MAY_DIFFER = frozenset(
     {"checkpoint_every", "device", "keep_checkpoints", "log_every", "log_windows", "logging", "out", "quiet"}
@@ -23,6 +27,19 @@ def differences(then: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, A
             found |= differences(then.get(key, "absent"), now.get(key, "absent"), dotted)
         return found
     return {} if then == now and type(then) is type(now) else {prefix: (then, now)}
+
+
+def with_later_keys(then: Any, config: object) -> Any:
+    """Give a stored config the keys that came with later versions, at their defaults.
+
+    Only where ``config``, that of now, is a dataclass that the stored one still fits; else it stays as it is.
+    """
+    if not dataclasses.is_dataclass(config) or not isinstance(then, Mapping):
+        return then
+    try:
+        return parse_yaml(dump_yaml(build(type(config), then, "config")), "config")
+    except UserError:
+        return then
 
 
 def circumstances(

@@ -17,7 +17,7 @@ from had.files import atomic_write_text, fsync_file
 from had.training.checkpoints import checkpoint_step, latest_valid, require_valid, set_aside_after
 from had.training.locking import FolderLock
 from had.training.metrics_log import append_record, read_metrics, truncate_metrics
-from had.training.provenance import MAY_DIFFER, circumstances, differences
+from had.training.provenance import MAY_DIFFER, circumstances, differences, with_later_keys
 
 _LOCK_FILE = ".lock"
 
@@ -305,7 +305,7 @@ class RunFolder:
         first = self.read_facts()
         path = self.path / "config.yaml"
         try:
-            then = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            then = with_later_keys(parse_yaml(path.read_text(encoding="utf-8"), str(path)), config)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); there is no run to resume here.") from error
         allowed = MAY_DIFFER | set(may_differ)

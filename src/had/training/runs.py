@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 
-from had.config import to_dict
 from had.console import say
 from had.errors import RunFault
 from had.files import atomic_write_text
@@ -119,7 +118,7 @@ def _open_run(config: Any, out: Path, options: RunOptions, digests: Mapping[str,
     if accelerator.num_processes == 1 or accelerator.is_main_process:
         run = RunFolder.open(
             out,
-            to_dict(config),
+            config,
             sys.argv,
             digests,
             resume=options.resume,
