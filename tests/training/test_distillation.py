@@ -91,7 +91,7 @@ def test_visible_alignment_has_exactly_no_gradient_at_hidden_positions(teacher, 
     made = module(align_head=head, granularity=granularity)
     batch = prepared(made, teacher, codes, hidden)
     features = torch.randn(len(codes), WINDOW, SMALL.hidden_size, requires_grad=True)
-    made._alignment(features, batch["target"], batch["aligned"]).sum().backward()
+    made._alignment(features, batch["target"], batch["aligned_index"]).sum().backward()
     assert features.grad is not None
     norms = features.grad.norm(dim=-1)
     assert (norms[torch.from_numpy(hidden)] == 0).all()

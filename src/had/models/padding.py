@@ -104,7 +104,8 @@ class Layout:
                     f"attention_mask has a hole in row {int((runs > 1).nonzero()[0])}: padding may stand only "
                     "before or after the letters"
                 )
-        mask = mask.to(input_ids.device)
+        # Without waiting for a GPU; towards the CPU a copy has to be waited for.
+        mask = mask.to(input_ids.device, non_blocking=input_ids.is_cuda)
         batch, length = mask.shape
         row = torch.arange(batch, device=mask.device)[:, None] * length
         position = torch.arange(length, device=mask.device)

@@ -204,7 +204,7 @@ class HADModel(nn.Module):
             raise ValueError(
                 f"input_ids must be 1 to {self.config.max_length} letters long (config.max_length); got {ids.shape[1]}"
             )
-        ids = ids.to(self.device, torch.int64)
+        ids = ids.to(self.device, torch.int64, non_blocking=self.device.type == "cuda")
         layout = Layout.from_mask(attention_mask, ids)
         padding = None if layout is None else layout.padding
         x = self.embedding(ids if layout is None else ids.take(layout.index))

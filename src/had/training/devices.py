@@ -3,10 +3,12 @@
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from had.errors import UserError
 
@@ -58,6 +60,14 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
         log_with=trackers or None,
         project_config=project,
     )
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Move a batch of CPU tensors to the training device, without waiting for a GPU that is still computing."""
+    if device.type != "cuda":
+        return {name: x.to(device) for name, x in batch.items()}
+    # From memory that is not pinned the copy would go through a small buffer of the driver.
+    return {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
 
 
 def keep_freed_memory() -> None:

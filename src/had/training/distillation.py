@@ -83,7 +83,8 @@ def windows_to_batch(
     dict
         ``input_ids`` (B, L) int64 with ``[MASK]`` at hidden letters; ``query_index`` (B, Q) and ``key_index``
         (B, L − Q), the hidden and the visible letters; ``query_codes`` (B, Q) their true codes; ``codes`` (B, L)
-        uint8 and ``hidden_groups`` (B, T) for the teacher; ``aligned`` (B, T) bool.
+        uint8 and ``hidden_groups`` (B, T) for the teacher; ``aligned`` (B, T) bool, and ``aligned_index`` (M,) int64,
+        the rising positions of its ones in the flattened array: to find them on a GPU, the CPU would have to wait.
     """
     letters = torch.from_numpy(codes).long()
     hidden_letters = torch.from_numpy(hidden)
@@ -99,6 +100,7 @@ def windows_to_batch(
         "codes": torch.from_numpy(codes),
         "hidden_groups": groups,
         "aligned": aligned,
+        "aligned_index": aligned.flatten().nonzero().squeeze(1),
     }
 
 
@@ -139,7 +141,7 @@ class DistillationModule(nn.Module):
         features = self.student(batch["input_ids"]).last_hidden_state
         sums: dict[str, Tensor] = {}
         if self.projection is not None:
-            sums["loss_align"] = self._alignment(features, batch["target"], batch["aligned"])
+            sums["loss_align"] = self._alignment(features, batch["target"], batch["aligned_index"])
         if self.decoder is not None:
             logits = self.decoder(features, batch["query_index"], key_index=batch["key_index"]).float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch["query_codes"].flatten(), reduction="none")
@@ -147,17 +149,20 @@ class DistillationModule(nn.Module):
             sums["acc_rec"] = (logits.argmax(-1) == batch["query_codes"]).sum(1)
         return sums
 
-    def _alignment(self, features: Tensor, target_M: Tensor, aligned_BT: Tensor) -> Tensor:
+    def _alignment(self, features: Tensor, target_M: Tensor, index_M: Tensor) -> Tensor:
         """Squared error (B,), mean over D, summed over the aligned groups of each window."""
         assert self.projection is not None
-        row, group = aligned_BT.nonzero(as_tuple=True)
-        groups = features.unflatten(1, (-1, GROUP))[row, group]
+        n_groups = features.shape[1] // GROUP
+        groups = features.reshape(-1, GROUP, features.shape[2]).index_select(0, index_M)
         if self.config.granularity == "nucleotide":
             error = (self.projection(groups).float() - target_M[:, None].float()).square().mean(-1).mean(-1)
         else:
             joined = groups.flatten(1) if self.config.align_head == "concat" else groups.mean(1)
             error = (self.projection(joined).float() - target_M.float()).square().mean(-1)
-        return torch.zeros(len(features), device=features.device).index_add(0, row, error)
+        if error.is_cuda:
+            # There the order of `index_add` changes from run to run.
+            return error.new_zeros(len(features) * n_groups).index_copy(0, index_M, error).view(-1, n_groups).sum(1)
+        return error.new_zeros(len(features)).index_add(0, index_M // n_groups, error)
 
 
 def normalise_features(features: Tensor) -> Tensor:
@@ -224,8 +229,14 @@ class DistillationObjective:
 
     def batch(self, indices: NDArray[np.integer]) -> dict[str, Tensor]:
         """Windows by their index in the run."""
-        batch = windows_to_batch(*self.data.train(indices), self.config.align_positions)
+        batch = self._windows(*self.data.train(indices))
         return {**batch, **stored_features(self.teacher, self.data, indices)}
+
+    def _windows(self, codes: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> dict[str, Tensor]:
+        batch = windows_to_batch(codes, hidden, self.config.align_positions)
+        if self.config.align_target == "contextual":
+            batch["kmers"] = kmer_index_of(batch["codes"])
+        return batch
 
     def prepare(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Add the teacher's target (M, D) at the aligned groups."""
@@ -237,8 +248,8 @@ class DistillationObjective:
     def _target(self, batch: Mapping[str, Tensor], features: Tensor) -> Tensor:
         if self.config.align_target == "contextual":
             assert self.table is not None
-            features = self.table.contextual(features, kmer_index_of(batch["codes"]))
-        return features[batch["aligned"]]
+            features = self.table.contextual(features, batch["kmers"])
+        return features.flatten(0, 1).index_select(0, batch["aligned_index"])
 
     def counts(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """Aligned groups and hidden letters."""
@@ -312,7 +323,7 @@ class DistillationObjective:
         device = next(self.module.parameters()).device
         for i in range(0, len(codes), VALIDATION_BATCH):
             part = slice(i, i + VALIDATION_BATCH)
-            batch = windows_to_batch(codes[part], hidden[part], self.config.align_positions)
+            batch = self._windows(codes[part], hidden[part])
             if isinstance(self.teacher, CachedTeacher):
                 batch |= self.teacher.held_out(i, i + len(batch["codes"]))
             on_device: Mapping[str, Tensor] = {k: v.to(device) for k, v in batch.items()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
+from had.training.devices import to_device
 from had.training.held_out import Scores
 from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
 from had.training.run_folder import RunFolder
@@ -67,7 +68,7 @@ class Objective(Protocol):
         """Weight of each loss term in the total; the terms are keys of the module's output."""
 
     def batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Windows of these global indices (n,) as CPU tensors whose first axis is the window."""
+        """Windows of these global indices (n,) as CPU tensors."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Add what needs no gradient (teacher features), on the training device."""
@@ -106,6 +107,11 @@ def split_batch(global_batch: int, micro_batch: int, rank: int, world: int) -> l
         )
     mine = np.arange(rank * global_batch // world, (rank + 1) * global_batch // world)
     return np.array_split(mine, math.ceil(len(mine) / micro_batch))
+
+
+def _like(divisor: float | Tensor, value: Tensor) -> float | Tensor:
+    """Keep the precision of ``value`` in a division by it, as a plain number does."""
+    return divisor.to(value.dtype) if isinstance(divisor, Tensor) else divisor
 
 
 class Trainer:
@@ -184,37 +190,49 @@ class Trainer:
         counts = torch.tensor(
             [sum(objective.counts(batch)[name] for batch in batches) for name in names], dtype=torch.float64
         )
-        counts = self._sum_over_processes(counts)
-        divisor = dict(zip(names, counts.clamp(min=1).tolist(), strict=True))
-        totals: Tensor = torch.zeros(len(names), dtype=torch.float64)
+        divisor = self._divisors(names, counts)
+        totals: list[Tensor] = []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         for i, batch in enumerate(batches):
-            on_device = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
-            prepared = objective.prepare(on_device)
+            prepared = objective.prepare(to_device(batch, accelerator.device))
             last = i + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.module), accelerator.autocast():
                 sums = self.module(prepared)
             # Data-parallel gradients are averaged over processes; the product with their number makes that a sum.
-            loss = sum(w * sums[k] / divisor[k] for k, w in objective.weights.items() if w) * accelerator.num_processes
+            loss = (
+                sum(w * sums[k] / _like(divisor[k], sums[k]) for k, w in objective.weights.items() if w)
+                * accelerator.num_processes
+            )
             with nullcontext() if last else accelerator.no_sync(self.module):
                 accelerator.backward(loss)
-            part = torch.stack([sums[name].detach().double() for name in names])
-            totals = totals.to(part.device) + part
+            part = [sums[name].detach().double() for name in names]
+            totals = [total + more for total, more in zip(totals, part, strict=True)] if totals else part
         norm = nn.utils.clip_grad_norm_(self.bare.parameters(), self.config.optimizer.clip or math.inf)
         rate = learning_rate(self.step, self.config.steps, self.config.optimizer)
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        means = totals / torch.tensor([divisor[name] for name in names], dtype=torch.float64, device=totals.device)
+        means = [total / divisor[name] for name, total in zip(names, totals, strict=True)]
         record = {
             "split": "train",
             "step": self.step,
             "bp": self.step * self.config.global_batch * objective.window_bp(),
             "lr": rate,
         }
-        self.pending.append((record, torch.cat([means, norm.detach().double().reshape(1).to(means.device)]), names))
+        self.pending.append((record, torch.stack([*means, norm.detach().double()]), names))
+
+    def _divisors(self, names: list[str], counts: Tensor) -> dict[str, float | Tensor]:
+        """Counts over all processes, at least 1 each: numbers of one process, of several tensors on the device.
+
+        Nothing is read back from a device here: the CPU prepares the next step while a GPU computes this one.
+        """
+        if self.accelerator.num_processes == 1:
+            return dict(zip(names, counts.clamp(min=1).tolist(), strict=True))
+        on_device = to_device({"counts": counts}, self.accelerator.device)["counts"]
+        summed = self.accelerator.reduce(on_device, reduction="sum").clamp(min=1)
+        return dict(zip(names, summed.unbind(), strict=True))
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
