@@ -183,7 +183,9 @@ def probe(
     data: Annotated[Path, typer.Option(help="Folder with a folder per task: {train,dev,test}.csv(.gz).")],
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated folders below --data.")],
     out: Annotated[Path, typer.Option(help="CSV of every layer's scores; a table that is there is completed.")],
-    max_rows: Annotated[int | None, typer.Option(help="Training rows per probe at most.")] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Training rows used per task at most (a fixed subset); test rows: all.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,

@@ -16,7 +16,7 @@ from had.console import progress, say
 from had.dna.labelled import LabelledSequences, read_splits
 from had.errors import UserError
 from had.evaluation.features import student_layers, teacher_layers
-from had.evaluation.probes import probe_layers
+from had.evaluation.probes import draw_rows, probe_layers
 from had.files import atomic_write_text
 from had.metrics import mcc
 from had.models.saving import find_folder
@@ -87,7 +87,8 @@ def probe_tasks(
     device
         Where features are computed.
     max_rows
-        Training rows a probe is fitted on at most (a fixed subset); None: all.
+        Training rows of each task used at most, the same fixed subset for every model; None: all. Development and
+        test rows are always used whole.
 
     Returns
     -------
@@ -121,27 +122,29 @@ def _probe(
     device: torch.device,
     max_rows: int | None,
 ) -> list[dict[str, str]]:
-    sizes = {f"n_{split}": str(len(splits[split])) for split in SPLITS}
     train, dev, test = (splits[split] for split in SPLITS)
+    # Cut before anything is embedded: the features of rows that no probe reads are the greater part of the work.
+    rows = draw_rows(len(train), None, max_rows)[0]
+    sequences, labels = [train.sequences[i] for i in rows], train.labels[rows]
+    sizes = {"n_train": str(len(rows)), "n_dev": str(len(dev)), "n_test": str(len(test))}
     if spec == "kmers":
-        regression = KmerLogisticRegression().fit(train.sequences, train.labels, dev.sequences, dev.labels)
+        regression = KmerLogisticRegression().fit(sequences, labels, dev.sequences, dev.labels)
         score = mcc(test.labels, regression.predict(test.sequences))
         scores = [("4- and 6-mer counts", regression.fitted.dev_score, score)]
         best = 0
     else:
         features = open_model(spec, device)
-        layers = [features(split.sequences) for split in (train, dev, test)]
+        layers = [features(texts) for texts in (sequences, dev.sequences, test.sequences)]
         names = list(layers[0])
         of_split = [[part[layer] for layer in names] for part in layers]
         result = probe_layers(
             of_split[0],
-            train.labels,
+            labels,
             of_split[1],
             dev.labels,
             of_split[2],
             test.labels,
             names=names,
-            max_rows=max_rows,
         )
         scores = [(probe.layer, probe.dev, probe.test) for probe in result.layers]
         best = result.best_index

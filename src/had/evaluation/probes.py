@@ -102,7 +102,7 @@ def linear_probe(
     labels = np.asarray(train_y)
     if len(train_x) != len(labels):
         raise ValueError(f"{len(train_x)} training features do not fit {len(labels)} labels")
-    rows, weight = _draw_rows(len(labels), seed, max_rows)
+    rows, weight = draw_rows(len(labels), seed, max_rows)
     # A row drawn twice is a row of weight two: the same fit on a third fewer rows.
     fit = fit_logistic(
         train_x if len(rows) == len(labels) else train_x[rows],
@@ -182,7 +182,7 @@ def probe_layers(
     return LayerProbes(results, best)
 
 
-def _draw_rows(n: int, seed: int | None, max_rows: int | None) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+def draw_rows(n: int, seed: int | None, max_rows: int | None) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
     """Rows to fit on, ascending, and how often each counts (None: once)."""
     size = n if max_rows is None else min(n, max_rows)
     if seed is None:
