@@ -103,6 +103,9 @@ def evaluate(
     window: Annotated[int, typer.Option(help="Letters per window, a multiple of 6.")] = 1020,
     valid_contig: Annotated[list[str] | None, typer.Option(help="Contig held out for validation.")] = None,
     test_contig: Annotated[list[str] | None, typer.Option(help="Contig held out as test split.")] = None,
+    tiles: Annotated[
+        int | None, typer.Option(min=1, help="Windows used at most, evenly spaced; default: all of the split.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of masks and resampling.")] = 0,
     device: Device = "auto",
@@ -139,7 +142,14 @@ def evaluate(
     }
     data = build(DataConfig, values, "options")
     result = evaluate_held_out(
-        model, data, split=split, teacher=teacher, device=choose_device(device), seed=seed, progress=not quiet
+        model,
+        data,
+        split=split,
+        teacher=teacher,
+        device=choose_device(device),
+        seed=seed,
+        max_tiles=tiles,
+        progress=not quiet,
     )
     for line in as_lines(result):
         say(line)

@@ -7,6 +7,7 @@ from torch import Tensor
 from had.models import HADConfig, HADModel
 from had.models.layers import BiGatedDeltaNet
 from had.models.padding import Padding, reverse_letters
+from had.models.student import load
 
 LENGTHS = [6, 1, 64, 65, 333, 1020]
 WIDTH = 1020
@@ -38,10 +39,10 @@ def padded_batch(lengths: list[int], width: int, side: str) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("factor", [1.0, 6.0], ids=["initial weights", "large weights"])
-def test_padded_features_are_those_of_each_sequence_alone(side, factor):
+@pytest.mark.parametrize("weights", ["initial", "large", "shipped"])
+def test_padded_features_are_those_of_each_sequence_alone(side, weights):
     torch.manual_seed(0)
-    model = spread_weights(HADModel(), factor)
+    model = load() if weights == "shipped" else spread_weights(HADModel(), 6.0 if weights == "large" else 1.0)
     ids, mask, places = padded_batch(LENGTHS, WIDTH, side)
     with torch.inference_mode():
         states = model(ids, mask, output_hidden_states=True).hidden_states

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from had.baselines.alignment import KmerTable
+from had.console import progress
 from had.dna.alphabet import GROUP, NUCLEOTIDE_MASK, NUCLEOTIDE_OFFSET, kmer_indices
 from had.files import atomic_write_bytes, atomic_write_text
 from had.models.cached_teacher import CachedTeacher, stored_in
@@ -273,20 +274,22 @@ class DistillationObjective:
         return {"loss": sum(w * means[name] for name, w in self.weights.items()), **means} if means else {}
 
     @torch.no_grad()
-    def scores(self) -> dict[str, Scores]:
+    def scores(self, quiet: bool = True) -> dict[str, Scores]:
         """Held-out sums per window of the student and of the baselines; empty where nothing is held out."""
         codes, hidden = self.data.validation_codes, self.data.validation_hidden
         sums: dict[str, list[Tensor]] = {}
         constants: dict[str, list[NDArray[np.float64]]] = {}
         n_aligned = []
-        for batch in self._held_out():
-            for name, values in self.module.per_window(batch).items():
-                sums.setdefault(name, []).append(values.double().cpu())
-            n_aligned.append(batch["aligned"].sum(1).double().cpu().numpy())
-            if self.table is not None and self.teacher is not None:
-                aligned = (batch["codes"], batch["aligned"], batch["features"])
-                for name, part in self._constant_sums(*aligned).items():
-                    constants.setdefault(name, []).append(part)
+        with progress(len(codes), "evaluating", "windows", quiet=quiet) as advance:
+            for batch in self._held_out():
+                for name, values in self.module.per_window(batch).items():
+                    sums.setdefault(name, []).append(values.double().cpu())
+                n_aligned.append(batch["aligned"].sum(1).double().cpu().numpy())
+                if self.table is not None and self.teacher is not None:
+                    aligned = (batch["codes"], batch["aligned"], batch["features"])
+                    for name, part in self._constant_sums(*aligned).items():
+                        constants.setdefault(name, []).append(part)
+                advance(len(batch["codes"]))
         if not sums:
             return {}
         model = {name: torch.cat(parts).numpy() for name, parts in sums.items()}

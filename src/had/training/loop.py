@@ -79,8 +79,11 @@ class Objective(Protocol):
     def validate(self) -> dict[str, float]:
         """Held-out metrics; empty where nothing is held out. Called on the main process only."""
 
-    def scores(self) -> dict[str, Scores]:
-        """Held-out sums per window of model and baselines; empty where nothing is held out. Main process only."""
+    def scores(self, quiet: bool = True) -> dict[str, Scores]:
+        """Held-out sums per window of model and baselines; empty where nothing is held out. Main process only.
+
+        ``quiet``: show no progress bar.
+        """
 
     def describe_windows(self, indices: np.ndarray) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from had.console import progress
 from had.dna.alphabet import GROUP, KMER_CLS, KMER_MASK, kmer_ids
 from had.models.nucleotide_transformer import NucleotideTransformer
 from had.training.data import WindowData
@@ -69,18 +70,20 @@ class MaskedLanguageModule(nn.Module):
 
 @torch.inference_mode()
 def score_hidden_groups(
-    model: NucleotideTransformer, codes: NDArray[np.uint8], hidden: NDArray[np.bool_]
+    model: NucleotideTransformer, codes: NDArray[np.uint8], hidden: NDArray[np.bool_], quiet: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Negative log probability (n, Q) in nats of each hidden 6-mer, and whether the best guess is right (n, Q)."""
     module = MaskedLanguageModule(model).eval()
     device = model.embedding.weight.device
     losses, correct = [], []
-    for part in _portions(len(codes)):
-        batch = {k: v.to(device) for k, v in masked_tokens(codes[part], hidden[part]).items()}
-        logits, targets = module.logits(batch), batch["targets"]
-        loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
-        losses.append(loss.double().view(targets.shape).cpu().numpy())
-        correct.append((logits.argmax(-1).view(targets.shape) == targets).cpu().numpy())
+    with progress(len(codes), "evaluating", "windows", quiet=quiet) as advance:
+        for part in _portions(len(codes)):
+            batch = {k: v.to(device) for k, v in masked_tokens(codes[part], hidden[part]).items()}
+            logits, targets = module.logits(batch), batch["targets"]
+            loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
+            losses.append(loss.double().view(targets.shape).cpu().numpy())
+            correct.append((logits.argmax(-1).view(targets.shape) == targets).cpu().numpy())
+            advance(len(codes[part]))
     return np.concatenate(losses), np.concatenate(correct)
 
 
@@ -118,12 +121,12 @@ class MaskedLanguageObjective:
         loss, correct = score_hidden_groups(self.module.model, self.data.validation_codes, self.data.validation_hidden)
         return {"loss": float(loss.mean()), "loss_mlm": float(loss.mean()), "acc_mlm": float(correct.mean())}
 
-    def scores(self) -> dict[str, Scores]:
+    def scores(self, quiet: bool = True) -> dict[str, Scores]:
         """Held-out sums per window of the network and of the counting predictors; empty where nothing is held out."""
         codes, hidden = self.data.validation_codes, self.data.validation_hidden
         if not len(codes):
             return {}
-        losses, correct = score_hidden_groups(self.module.model, codes, hidden)
+        losses, correct = score_hidden_groups(self.module.model, codes, hidden, quiet)
         counts = np.full(len(codes), float(losses.shape[1]))
         base_losses, base_correct = self._baselines()
         return {

@@ -1,0 +1,39 @@
+"""The student that comes with the package: it loads, and both of its losses beat predictors that need no network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import had
+from had.assets import DEMO_GENOME, DEMO_SPLIT
+from had.evaluation.held_out import evaluate_held_out
+from had.models.saving import BUNDLED_FOLDER, bundled_models
+from had.training.data import DataConfig
+
+SHIPPED = BUNDLED_FOLDER / "student"
+
+
+def test_it_is_what_load_gives_and_its_card_says_interim() -> None:
+    model = had.load()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_088_928
+    assert bundled_models() == ["student"]
+    vectors = model.embed(["ACGTTGCA", "GATTACA"])
+    assert vectors.shape == (2, 128) and vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert "interim" in (SHIPPED / "README.md").read_text(encoding="utf-8").lower()
+    assert json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))["bp"] >= 50_000_000
+
+
+def test_it_beats_predictors_that_need_no_network_where_it_was_not_trained(tmp_path: Path) -> None:
+    copy = tmp_path / "student"
+    shutil.copytree(SHIPPED, copy)
+    facts = json.loads((copy / "training.json").read_text(encoding="utf-8"))
+    facts["objective"]["fit_windows"] = 32  # the baselines' means from fewer windows: quicker, and enough here
+    (copy / "training.json").write_text(json.dumps(facts), encoding="utf-8")
+    data = DataConfig(genome=[str(DEMO_GENOME)], bed=str(DEMO_SPLIT))
+    result = evaluate_held_out(copy, data, split="validation", max_tiles=48, progress=False)
+    assert result["loss_align"]["windows"] <= 48
+    assert "mean_vector" in result["loss_align"]["better"]
+    assert "frequency" in result["loss_rec"]["better"]
