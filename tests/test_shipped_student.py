@@ -20,7 +20,8 @@ def test_it_is_what_load_gives_and_its_card_says_interim() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_088_928
     assert bundled_models() == ["student"]
     vectors = model.embed(["ACGTTGCA", "GATTACA"])
-    assert vectors.shape == (2, 128) and vectors.dtype == np.float32
+    assert vectors.shape == (2, 128)
+    assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
     assert "interim" in (SHIPPED / "README.md").read_text(encoding="utf-8").lower()
     assert json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))["bp"] >= 50_000_000
