@@ -252,6 +252,9 @@ def finetune(
         str | None, typer.Option(help="Where you gave no validation rows: auto (by locus, else random), locus, random.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw (default), or muon for the weight matrices of the layers.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop once this epoch is done; the schedule stays.")] = None,
     resume: Resume = None,
@@ -296,7 +299,7 @@ def finetune(
         "freeze": freeze or None,
     }
     values |= {"data": data, **{k: v for k, v in given.items() if v is not None}}
-    training = {k: v for k, v in {"epochs": epochs, "lr": lr}.items() if v is not None}
+    training = {k: v for k, v in {"epochs": epochs, "lr": lr, "optimizer": optimizer}.items() if v is not None}
     values["training"] = {**(values.get("training") or {}), **training}
     config = build(FinetuneConfig, values, "options")
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))

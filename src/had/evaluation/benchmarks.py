@@ -25,7 +25,7 @@ from had.evaluation.suite_data import TaskData
 from had.evaluation.units import Job, Shelf, TaskSpec, settings_of
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 
 HUB = "hub"
 DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "cnn")

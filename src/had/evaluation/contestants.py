@@ -15,9 +15,9 @@ from had.errors import UserError
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.files import sha256_of_file
 from had.models.ntv2_published import find_checkpoint
-from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder, read_config
-from had.models.student import HADConfig
-from had.training.finetuning_loop import FitConfig
+from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
+from had.models.student import HADConfig, student_config
+from had.training.finetuning_recipe import FitConfig
 
 KINDS = {
     "had": "a pre-trained student, fine-tuned (--model, or had:FOLDER)",
@@ -109,7 +109,7 @@ def student_sizes(model: str) -> HADConfig:
         if model != DEFAULT_MODEL:
             raise
         return HADConfig()
-    return HADConfig.from_dict(read_config(folder, HADConfig.model_type))
+    return student_config(folder)
 
 
 def _digest(kind: str, source: str, model: str) -> str:

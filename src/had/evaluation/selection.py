@@ -28,7 +28,7 @@ from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
 from had.training.finetuning import SCRATCH, FinetuneConfig, build_model, fit_model
 from had.training.finetuning_data import FinetuningData, Part
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import or_worst, predict_logits
 
 Metric = Callable[[Any, Any], float]

@@ -28,7 +28,7 @@ from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.selection import METRIC, Chosen, choose
 from had.evaluation.suite_data import TaskData, TestRows
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ LETTERS_PER_PASS = 32_768
 """Letters, padding included, in one forward pass; bounds memory."""
 
 
+class Diverged(RunFault):
+    """Training that has left the finite numbers; at a lower learning rate it may not."""
+
+
 @torch.no_grad()
 def pooled_features(model: SequenceClassifier, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
     """Pooled features (n, 2, D) float32 of both strands, on the model's device."""
@@ -61,11 +65,11 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
 
     Raises
     ------
-    RunFault
+    Diverged
         If a logit is not finite.
     """
     if not np.isfinite(logits).all():
-        raise RunFault("the model's outputs are not finite: lower lr and start into a new --out")
+        raise Diverged("the model's outputs are not finite: lower lr and start into a new --out")
     task, tensor = model.config.task, torch.from_numpy(np.asarray(logits, dtype=np.float32))
     if task == "regression":
         values = logits[:, 0].astype(np.float64)
