@@ -116,7 +116,10 @@ def _digest(kind: str, source: str, model: str) -> str:
     if kind == "scratch":
         return json.dumps(student_sizes(model).to_dict(), sort_keys=True)
     if kind in ("had", "probe"):
-        return UNTRAINED if source == UNTRAINED else sha256_of_file(find_folder(source) / WEIGHTS_FILE)
+        if source == UNTRAINED:
+            sizes = student_sizes(model)
+            return UNTRAINED if sizes == HADConfig() else json.dumps(sizes.to_dict(), sort_keys=True)
+        return sha256_of_file(find_folder(source) / WEIGHTS_FILE)
     if kind in ("teacher", "teacher-probe"):
         return source if source.startswith("random:") else sha256_of_file(find_checkpoint(source).weights)
     return ""

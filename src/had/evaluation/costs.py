@@ -55,7 +55,7 @@ class Costs:
             if contestant.is_fitted:
                 self._timed[contestant.name] = self._time_classifier(contestant, data, configs[0], rows)
             else:
-                extractor = Extractor(contestant, data, 0, self._device)
+                extractor = Extractor(contestant, data, 0, self._device, self._model)
                 seconds = _second_time(lambda: extractor.layers_of(rows))
                 self._timed[contestant.name] = (0.0, seconds / codes.size)
         return self._timed[contestant.name]

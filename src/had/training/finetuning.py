@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from had.files import atomic_write_text, sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
 from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, HADModel
+from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_data import FinetuningData, load_data
@@ -213,13 +215,31 @@ def build_model(
 
 
 def fit_model(
-    config: FinetuneConfig, data: FinetuningData, model: Classifier, advance: Progress | None = None
+    config: FinetuneConfig,
+    data: FinetuningData,
+    model: Classifier,
+    advance: Progress | None = None,
+    *,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    states: Path | None = None,
+    save_seconds: float = 0.0,
 ) -> tuple[FitResult[Classifier], dict[str, Any]]:
     """Fine-tune without a run folder, as a benchmark does: the result, and the scores of its one test (or {}).
 
-    ``advance`` is told the rows of every batch.
+    Parameters
+    ----------
+    config, data, model
+        Recipe, rows, and the model to train.
+    advance, log
+        Are told the rows of every batch, and the scores of every epoch.
+    states, save_seconds
+        Folder that keeps the state after an epoch, not more often than this; what it holds is gone on from. It must be
+        of nothing but this model, data and recipe.
     """
-    result = _fit(config, data, model).run(advance=advance)
+    resume_from = None if states is None else latest_valid(states)[0]
+    result = _fit(config, data, model).run(
+        log=log, advance=advance, checkpoints=states, resume_from=resume_from, save_seconds=save_seconds
+    )
     return result, scores_of_test(result.model, data, config.freeze)
 
 
@@ -265,7 +285,7 @@ def _run(
     if not result.finished:
         say(f"stopped after epoch {result.epochs_run}. {run.saved_sentence()}")
         return {}
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - start + result.seconds_before
     scores = scores_of_test(result.model, data, config.freeze)
     report: dict[str, Any] = {
         "task": data.task.kind,
@@ -285,7 +305,6 @@ def _run(
         "seed": config.seed,
         "seconds": round(seconds, 1),
         "machine": f"{result.model.device.type}, {torch.get_num_threads()} thread(s), {platform.machine()}",
-        "training_seconds": round(result.seconds, 1),
         "data": data.facts,
         "data_sha256": data.digests,
     }

@@ -51,8 +51,8 @@ class FitResult(Generic[Classifier]):
     """Validation score by ``off`` and ``on``, where both were measured."""
     finished: bool
     """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
-    seconds: float
-    """Spent on epochs and their validation, those before an interruption included."""
+    seconds_before: float
+    """Spent on epochs before an interruption; 0 where there was none."""
 
 
 def _loss_sum(model: SequenceClassifier, logits: Tensor, y: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
@@ -120,7 +120,7 @@ class Fit(Generic[Classifier]):
         if config.class_weights == "balanced":
             self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
         self.epoch = self.best_epoch = 0
-        self.seconds = 0.0
+        self.seconds = self.seconds_before = 0.0
         self.best_key: tuple[float, float] | None = None
         self.best: dict[str, Tensor] = {}
 
@@ -266,7 +266,9 @@ class Fit(Generic[Classifier]):
         model.config.conjoin = self.model.config.conjoin = conjoin
         done = self.epoch >= config.epochs or self._out_of_patience()
         both = {"on" if side else "off": scores.get(self.metric, math.nan) for side, (_, scores) in scored.items()}
-        return FitResult(model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done, self.seconds)
+        return FitResult(
+            model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done, self.seconds_before
+        )
 
     def _save(self, folder: Path) -> None:
         tensors = {f"module/{k}": v for k, v in self.model.state_dict().items()}
@@ -298,5 +300,5 @@ class Fit(Generic[Classifier]):
             own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}
             restore_optimizer(optimizer, self.model.named_parameters(), own, saved, prefix=f"optimizer{i}")
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
-        self.seconds = float(state.get("seconds", 0.0))
+        self.seconds = self.seconds_before = float(state.get("seconds", 0.0))
         self.best_key = tuple(float(value) for value in state["best_key"]) if state["best_key"] else None  # type: ignore[assignment]
