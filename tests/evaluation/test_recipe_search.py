@@ -110,7 +110,7 @@ def test_a_search_never_reads_test_rows_and_computes_nothing_twice(
     # The caps, the settings and the data are the same or it is another search.
     with pytest.raises(UserError, match="another max_train_rows"):
         search(settings, tmp_path / "run", options(base, max_train_rows=30))
-    with pytest.raises(UserError, match="default, seed 0 was made with another config.epochs"):
+    with pytest.raises(UserError, match=r"default, seed 0 was made with another config\.epochs"):
         search({"default": FitConfig(epochs=2, batch_size=24)}, tmp_path / "run", options(base))
 
 

@@ -41,8 +41,8 @@ def read_settings(path: str | Path) -> dict[str, FitConfig]:
         wanted += [(_name({key: value}), {key: value}) for value in _listed(path, key, values)]
     keys = list(sections["grid"])
     for values in itertools.product(*(_listed(path, key, sections["grid"][key]) for key in keys)) if keys else ():
-        changes = dict(zip(keys, values, strict=True))
-        wanted.append((_name(changes), changes))
+        combination = dict(zip(keys, values, strict=True))
+        wanted.append((_name(combination), combination))
     made: dict[str, FitConfig] = {}
     for name, changes in wanted:
         if not isinstance(changes, Mapping):

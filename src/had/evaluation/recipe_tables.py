@@ -97,8 +97,9 @@ def write_tables(out: Path, settings: Sequence[str], trials: Sequence[Mapping[st
             rows.append(dict(zip(SETTING_COLUMNS, values, strict=True)))
         found = line.interval
         three = ("", "", "") if found is None else (_text(found.mean), _text(found.low), _text(found.high))
-        values = (line.setting, ALL, len({trial["seed"] for trial in own}), _text(line.mean), *three)
-        rows.append(dict(zip(SETTING_COLUMNS, (*values, f"{line.seconds:.1f}"), strict=True)))
+        seeds = len({trial["seed"] for trial in own})
+        overall = (line.setting, ALL, seeds, _text(line.mean), *three, f"{line.seconds:.1f}")
+        rows.append(dict(zip(SETTING_COLUMNS, overall, strict=True)))
     atomic_write_text(out / "settings.csv", _as_csv(SETTING_COLUMNS, rows))
     atomic_write_text(out / "table.md", as_markdown(lines, settings[0]))
 
