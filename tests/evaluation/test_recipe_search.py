@@ -58,7 +58,7 @@ def test_settings_of_a_file(base: Path, tmp_path: Path) -> None:
         ("setings: {a: {}}", "'setings' is no section"),
         ("settings: {a: {learning_rate: 1}}", "setting a: unknown key"),
         ("one_at_a_time: {lr: 1e-3}", "a list of values"),
-        ("settings: {a/b: {lr: 1e-3}, a?b: {lr: 2e-3}}", "two settings"),
+        ("settings: {a/b: {lr: 1e-3}, a b: {lr: 2e-3}}", "two settings"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -338,6 +338,27 @@ def test_scores_of_unseen_labels_and_single_classes_are_defined() -> None:
     assert math.isnan(scores["auroc"])
 
 
+def test_a_label_unseen_in_training_is_an_error_of_multilabel_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for name, labels in (("train", ["a", "b", "a;b"] * 4), ("dev", ["a", "b"]), ("test", ["a", "b", "a;new", "b"])):
+        write_rows(tmp_path / f"data/{name}.csv", [f"{sequence(rng, 0.5)},{label}" for label in labels])
+    data = load_data(tmp_path / "data")
+    assert data.task.classes == ("a", "b")
+    assert data.test is not None
+    assert data.test.targets.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert data.valid.targets.shape == (2, 2)
+    assert data.facts["test"]["rows_of_unseen_labels"] == 1
+    assert data.facts["test"]["labels_not_in_train"] == ["new"]
+    model = HADForSequenceClassification(HADClassifierConfig("multilabel", ["a", "b"], student=SMALL))
+    logits = np.array([[3, -3], [-3, 3], [3, -3], [-3, 3]], dtype=np.float32)
+    scores = score_logits(model, data.test.targets, logits)
+    # Both known labels are right everywhere; the third, never predicted, has MCC 0 and is right in three rows.
+    assert scores["exact_match"] == 0.75
+    assert scores["mcc"] == pytest.approx(2 / 3)
+    assert scores["accuracy"] == pytest.approx((1 + 1 + 0.75) / 3)
+    assert scores["auroc"] == 1.0
+
+
 def test_the_size_of_a_forward_pass_does_not_change_what_is_learnt(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     rows = [f"{sequence(rng, 0.9 if i % 3 else 0.1, 10 + i)},{int(i % 3 > 0)}" for i in range(24)]

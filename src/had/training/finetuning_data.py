@@ -334,6 +334,8 @@ def _facts(
             fact["classes"] = {c: int((labels == i).sum()) for i, c in enumerate(task.classes)}
             if (labels == UNSEEN).any():
                 fact["rows_of_unseen_labels"] = int((labels == UNSEEN).sum())
+        elif task.kind == "multilabel" and parts[name].targets.shape[1] > len(task.classes):
+            fact["rows_of_unseen_labels"] = int(parts[name].targets[:, -1].sum())
         if unseen := unseen_labels(rows, task):
             fact["labels_not_in_train"] = unseen
         facts[name] = fact

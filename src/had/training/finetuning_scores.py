@@ -61,7 +61,8 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
     """Metrics and loss of logits (n, K) against targets.
 
     A row whose label no training row has counts as an error in mcc, accuracy and macro_f1, and is left out of the
-    areas and of the loss, which have no place for it.
+    areas and of the loss, which have no place for it. Of multilabel, a column behind those of the labels (see
+    `had.dna.labelled_tasks.targets`) is one that the model never predicts.
 
     Raises
     ------
@@ -77,9 +78,14 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
         return {**metrics.compute(task, targets, values), "loss": metrics.mse(targets, values) / scale}
     probabilities = model.probabilities(tensor).numpy().astype(np.float64)
     if task == "multilabel":
-        loss = F.binary_cross_entropy_with_logits(tensor, torch.from_numpy(targets).float()).item()
-        predicted = (probabilities >= 0.5).astype(np.int64)
-        return {**metrics.compute(task, targets.astype(np.int64), predicted, probabilities), "loss": loss}
+        true = targets.astype(np.int64)
+        known = true[:, : probabilities.shape[1]]
+        loss = F.binary_cross_entropy_with_logits(tensor, torch.from_numpy(known).float()).item()
+        predicted = np.zeros_like(true)
+        predicted[:, : known.shape[1]] = probabilities >= 0.5
+        areas = metrics.compute(task, known, predicted[:, : known.shape[1]], probabilities)
+        result = metrics.compute(task, true, predicted)
+        return {**result, "auroc": areas["auroc"], "auprc": areas["auprc"], "loss": loss}
     known = targets != UNSEEN
     true = np.where(known, targets, len(model.config.classes))
     result = metrics.compute("multiclass", true, probabilities.argmax(1))
