@@ -169,5 +169,10 @@ def _cell(value: float) -> str:
 def _difference(interval: Interval | None) -> str:
     if interval is None:
         return "–"
-    around = f" [{interval.low:+.3f}, {interval.high:+.3f}]" if math.isfinite(interval.low) else ""
-    return f"{interval.mean:+.3f}{around}"
+    around = f" [{_signed(interval.low)}, {_signed(interval.high)}]" if math.isfinite(interval.low) else ""
+    return _signed(interval.mean) + around
+
+
+def _signed(value: float) -> str:
+    # Adding 0 turns a rounded -0 into 0.
+    return f"{round(value, 3) + 0.0:+.3f}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from had.config import to_dict
-from had.console import Progress, progress, say
+from had.console import Progress, in_words, progress, say
 from had.dna.intervals import BED_SUFFIXES, is_bed
 from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
@@ -26,7 +26,7 @@ from had.models.student import HADConfig, HADModel
 from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_card import known_of_base
-from had.training.finetuning_data import FinetuningData, load_data
+from had.training.finetuning_data import FinetuningData, collate, load_data
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
 from had.training.finetuning_recipe import FitConfig, chosen_metric
@@ -36,6 +36,9 @@ from had.training.run_folder import RunFolder
 from had.training.runs import RunOptions
 
 SCRATCH = "scratch"
+_TIMED_LETTERS = 8192
+_FORWARD = 0.35
+"""Share of a training pass that is forward, about."""
 
 
 @dataclass
@@ -124,7 +127,8 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     for line in [*describe(config, data, model), *(peaks.notes if peaks else [])]:
         say(line)
     if options.dry_run:
-        say(f"would write {out}/model, metrics.json and pictures; nothing was written")
+        seconds = estimate_seconds(config, data, model)
+        say(f"would write {out}/model, metrics.json and pictures in about {in_words(seconds)}; nothing was written")
         return {}
     run = RunFolder.open(
         out,
@@ -212,6 +216,31 @@ def build_model(
     # The head's weights follow from the seed alone, not from how many numbers the student's took.
     torch.manual_seed(config.seed + 1)
     return HADForSequenceClassification(heads, student).to(device), digest
+
+
+def estimate_seconds(config: FinetuneConfig, data: FinetuningData, model: SequenceClassifier) -> float:
+    """About how long the run will take on this machine: a pass over some rows is timed, and the rest follows."""
+    order = np.random.default_rng(0).permutation(len(data.train))
+    chosen = order[: 1 + int(np.searchsorted(np.cumsum(data.train.lengths[order]), _TIMED_LETTERS))]
+    ids, mask = collate([data.train.codes[i] for i in chosen])
+    elapsed = 0.0
+    for _ in range(2):
+        # The second time counts: the first may compile.
+        started = time.monotonic()
+        with torch.set_grad_enabled(not config.freeze):
+            total = model(ids, mask, conjoin=False).logits.float().sum()
+            if not config.freeze:
+                total.backward()
+        total.item()
+        elapsed = time.monotonic() - started
+    model.zero_grad(set_to_none=True)
+    each = elapsed / int(data.train.lengths[chosen].sum())
+    train, valid = (int(part.lengths.sum()) for part in (data.train, data.valid))
+    test = 0 if data.test is None else int(data.test.lengths.sum())
+    if config.freeze:
+        return 2 * each * (train + valid + test)
+    epochs = config.training.epochs
+    return each * (epochs * train + _FORWARD * ((epochs + 3) * valid + 1.5 * test))
 
 
 def fit_model(
