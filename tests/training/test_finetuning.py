@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,32 @@ def test_regression_multilabel_and_a_frozen_student_run(tmp_path: Path) -> None:
     assert report["parameters_trained"] == 2 * 16 + 2
     after = load_file(tmp_path / "frozen/model/model.safetensors")
     assert all(torch.equal(after[f"student.{name}"], tensor) for name, tensor in before.items())
+
+
+def test_the_command_takes_a_recipe_under_its_options(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from had.cli import main
+
+    def had_finetune(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["had", "finetune", str(folder / "data"), "--device", "cpu", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    # The config of an earlier run is a recipe; options and overrides win over it.
+    recipe = ("--recipe", str(folder / "run/config.yaml"), "--threads", "1")
+    words = (*recipe, "--optimizer", "muon", "--epochs", "1", "training.dropout=0.3", "--out", str(tmp_path / "run"))
+    assert had_finetune(*words, "--dry-run") == 0
+    assert re.search(r"would write .* in about \d+ s; nothing was written", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+    assert had_finetune(*words, "--quiet") == 0
+    facts = json.loads((tmp_path / "run/model/finetuning.json").read_text())
+    then = dataclasses.asdict(QUICK)
+    assert facts["training"] == {**then, "optimizer": "muon", "epochs": 1, "dropout": 0.3}
+    assert had_finetune(*recipe, "--optimizer", "sgd", "--out", str(tmp_path / "no")) == 2
+    assert "one of adamw, muon" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_nothing_is_written_where_data_or_model_are_wrong(tmp_path: Path) -> None:
