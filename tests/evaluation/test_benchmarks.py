@@ -337,6 +337,7 @@ def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_pa
             ({"models": ("had:nowhere",)}, "nowhere"),
             ({"models": ("teacher:nowhere",)}, "nowhere"),
             ({"models": ("cnn",), "changes": {"cnn": {"epoch": 3}}}, "epoch"),
+            ({"models": ("cnn",), "changes": {"cnn": {"optimizer": "muon"}}}, "no matrices for muon"),
             ({"models": ("cnn",), "changes": {"train": {"epochs": 3}}}, "no section of settings"),
             ({"models": ("cnn",), "recipe": "mine"}, "--recipe is protocol or finetune"),
             ({"split": "fair"}, "--split is protocol or locus"),

@@ -175,4 +175,6 @@ def fit_configs(
     if "lr" in values:
         rates = (values.pop("lr"),)
     config = build(FitConfig, values, f"options ({section})")
+    if contestant.kind == "cnn" and config.optimizer == "muon":
+        raise UserError("the cnn has no matrices for muon: leave out cnn.optimizer=muon")
     return [dataclasses.replace(config, lr=rate) for rate in rates]
