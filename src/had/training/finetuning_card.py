@@ -42,7 +42,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
     facts
         What ``finetuning.json`` holds, as `had.training.finetuning_report.write_card` makes it.
     """
-    base = facts["base"]
+    base, unseen = facts["base"], facts["test_rows_of_unseen_labels"]
     licence = restricting_licence(base)
     head = ["---", *(["license: other"] if licence else []), "library_name: had", "tags: [dna, genomics]", "---"]
     classes = ", ".join(f"`{name}`" for name in facts["classes"])
@@ -65,6 +65,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         f"- Test rows that also stand in train, on either strand: {facts['test_rows_also_in_train']:,}."
         if "test" in facts["scores"]
         else "- There were no test rows.",
+        *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
         f"({facts['conjoin_reason']}). Seed {facts['seed']}; epoch {facts['epoch']} of "
         f"{facts['training']['epochs']} was kept.",

@@ -304,7 +304,10 @@ def hold_out(
                 held.update(group_rows)
                 taken += len(group_rows)
     if not held:
-        raise UserError(f"{len(rows)} rows are too few, or too much alike, to hold some out for {what}; add rows")
+        raise UserError(
+            f"{len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out for "
+            f"{what}; add rows, give rows of your own to validate with, or use --split random"
+        )
     kept = [row for i, row in enumerate(rows) if i not in held]
     out = [rows[i] for i in sorted(held)]
     if mode == "random":

@@ -135,6 +135,7 @@ def write_card(
         "rows": rows,
         "split": report["validation_split"],
         "test_rows_also_in_train": report["data"]["test_rows_also_in_train"],
+        "test_rows_of_unseen_labels": report["data"].get("test", {}).get("rows_of_unseen_labels", 0),
         "metric": report["metric"],
         "scores": {name: report[name] for name in _SCORES if name in report},
         "epoch": report["best_epoch"],
