@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from had.console import progress, say
+from had.console import in_words, progress, say
 from had.errors import RunFault, UserError
 from had.evaluation.contestants import Contestant, parse_models
+from had.evaluation.costs import Costs
 from had.evaluation.layouts import find_task
 from had.evaluation.protocols import chosen_tasks, find_suite
 from had.evaluation.recipe_settings import slug
@@ -123,7 +124,8 @@ def search(settings: Mapping[str, FitConfig], out: Path, options: SearchOptions)
     rows = sum(len(shelf.get(spec).rows) for spec in {trial.spec.task.name: trial.spec for trial in trials}.values())
     say(
         f"{len(settings)} settings, {len(options.tasks)} tasks ({rows:,} training and validation rows), "
-        f"{options.seeds} seeds: {len(left)} trials to compute, {len(done)} there already"
+        f"{options.seeds} seeds: {len(left)} trials to compute{_how_long(left, options, shelf)}, "
+        f"{len(done)} there already"
     )
     if options.dry_run or not trials:
         return done
@@ -260,6 +262,19 @@ def _sorted_out(trials: Sequence[Trial], shelf: Shelf) -> tuple[list[dict[str, A
             )
         done.append(result)
     return done, left
+
+
+def _how_long(trials: Sequence[Trial], options: SearchOptions, shelf: Shelf) -> str:
+    """The estimate in words: a pass of the network is timed once."""
+    if not trials:
+        return ""
+    costs = Costs(choose_device(options.device), DEFAULT_MODEL)
+    known: dict[tuple[str, int], float] = {}
+    for trial in trials:
+        if (key := (trial.spec.task.name, trial.config.epochs)) not in known:
+            known[key] = costs.seconds(trial.contestant, shelf.get(trial.spec), [trial.config])
+    seconds = sum(known[trial.spec.task.name, trial.config.epochs] for trial in trials)
+    return f" (about {in_words(seconds / options.jobs)})"
 
 
 def _made_of(trial: Trial, digest: str) -> dict[str, Any]:
