@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from had.models.heads import HADForSequenceClassification
+    from had.models.loading import load
     from had.models.reconstruction import HADForMaskedLM
-    from had.models.student import HADConfig, HADModel, load
+    from had.models.student import HADConfig, HADModel
 
 __version__ = "0.1.0"
 
-__all__ = ["HADConfig", "HADForMaskedLM", "HADModel", "__version__", "load"]
+__all__ = ["HADConfig", "HADForMaskedLM", "HADForSequenceClassification", "HADModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

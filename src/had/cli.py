@@ -251,7 +251,13 @@ def finetune(
     split: Annotated[
         str | None, typer.Option(help="Where you gave no validation rows: auto (by locus, else random), locus, random.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML of settings, such as config.yaml of an earlier run; the options here win.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw (default), or muon for the weight matrices of the layers.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop once this epoch is done; the schedule stays.")] = None,
     resume: Resume = None,
@@ -267,7 +273,7 @@ def finetune(
 
     Example: had finetune peaks.narrowPeak --genome hg38.fa --width 200 --out runs/peaks
     """
-    from had.config import apply_overrides, build
+    from had.config import apply_overrides, build, load_recipe
     from had.console import setup_logging
     from had.training.finetuning import FinetuneConfig
     from had.training.finetuning import finetune as run
@@ -276,7 +282,7 @@ def finetune(
     setup_logging(quiet)
     names = [name.strip() for name in (labels or "").split(",") if name.strip()] or None
     files, changes = files_and_overrides(genome, overrides)
-    values = apply_overrides({}, changes)
+    values = apply_overrides(load_recipe(recipe) if recipe else {}, changes)
     peaks = {
         "width": width,
         "ratio": negatives,
@@ -296,7 +302,7 @@ def finetune(
         "freeze": freeze or None,
     }
     values |= {"data": data, **{k: v for k, v in given.items() if v is not None}}
-    training = {k: v for k, v in {"epochs": epochs, "lr": lr}.items() if v is not None}
+    training = {k: v for k, v in {"epochs": epochs, "lr": lr, "optimizer": optimizer}.items() if v is not None}
     values["training"] = {**(values.get("training") or {}), **training}
     config = build(FinetuneConfig, values, "options")
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))

@@ -72,6 +72,13 @@ def progress(total: int | None, description: str, unit: str = "it", quiet: bool 
     return _Lines(total, description, unit)
 
 
+def in_words(seconds: float) -> str:
+    """A duration for people: ``40 s``, ``7 min``, ``3.2 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
     """Work in progress, shown to nobody."""
 

@@ -195,7 +195,9 @@ def test_labels_that_fit_no_task_are_refused(labels, wanted, message) -> None:
 def test_labels_become_numbers_by_the_stored_mapping() -> None:
     assert targets(rows_of("b", "z", "a"), Task("binary", ("a", "b"))).tolist() == [1, UNSEEN, 0]
     several = Task("multilabel", ("a", "b"))
-    assert targets(rows_of("b;a", "a; z", ""), several).tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert targets(rows_of("b;a", "b", ""), several).tolist() == [[1, 1], [0, 1], [0, 0]]
+    # A name that no training row has, in a column of its own.
+    assert targets(rows_of("b;a", "a; z", ""), several).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]
     assert unseen_labels(rows_of("b;a", "a; z"), several) == ["z"]
 
 

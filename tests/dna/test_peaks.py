@@ -134,6 +134,17 @@ class TestBackground:
             assert not taken[region.contig][region.start : region.end].any()
             taken[region.contig][region.start : region.end] = 1
 
+    def test_narrow_windows_leave_whole_peaks_out_of_the_background(self, genome: Genome, tmp_path: Path) -> None:
+        # All but 600 letters of the contig are peaks; the last one's window lies beyond its end and is left out.
+        rows = [f"chr1\t{start}\t{start + 1000}\tp" for start in range(0, 20_000, 1000)]
+        length = genome.contig("chr1").length
+        rows += [f"chr1\t20600\t{length - 1}\twide", f"chr1\t{length - 1}\t{length}\tedge"]
+        found = peaks_with_background(write(tmp_path / "a.bed", *rows), genome, width=20, fractions=(0.0, 0.0))
+        background = [region for region in found.regions if region.label == BACKGROUND]
+        assert background
+        for region in background:
+            assert region.contig != "chr1" or 20_000 <= region.start < region.end <= 20_600
+
     def test_the_gc_content_of_random_places_would_not_match(self, genome: Genome, peaks_file: Path) -> None:
         """So the test above sees the matching, not the genome's own mean."""
         regions = peaks_with_background(peaks_file, genome, tolerance=1.0).regions

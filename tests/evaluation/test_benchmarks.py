@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from had.errors import RunFault, UserError
-from had.evaluation import units
+from had.evaluation import selection, units
 from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Unit, place_of, read_predictions, read_record
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.contestants import fit_configs, parse_models
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import SUITES
 from had.metrics import mcc
+from had.training.finetuning_loop import Fit
 from tests.evaluation.made_up_suites import TEACHER, make_rows, save_student, write_csv, write_gue
 
 # One short epoch: what is learnt does not matter here.
@@ -156,6 +157,68 @@ def test_a_killed_benchmark_goes_on_and_keeps_what_it_has(base: Path, tmp_path: 
     assert len(table(run)) == 6
 
 
+def test_a_fit_that_was_killed_goes_on_from_its_last_epoch(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training": {"epochs": 3, "batch_size": 24}}
+    mine = options(base, tasks=["mouse/3"], models=("scratch",), seeds=1, changes=changes)
+    benchmark("gue", tmp_path / "whole", mine)
+    monkeypatch.setattr(selection, "SAVE_SECONDS", 0.0)
+    ran: list[tuple[float | None, int]] = []
+    epoch = Fit._one_epoch
+
+    def dies_in_the_last_but_one(self, advance):
+        ran.append((self.config.lr, self.epoch))
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        return epoch(self, advance)
+
+    monkeypatch.setattr(Fit, "_one_epoch", dies_in_the_last_but_one)
+    with pytest.raises(RunFault, match="interrupted"):
+        benchmark("gue", tmp_path / "cut", mine)
+    assert list((tmp_path / "cut/unfinished").rglob("manifest.json"))
+    benchmark("gue", tmp_path / "cut", mine)
+    # The first rate was through, the second had one epoch behind it.
+    assert ran == [(1e-3, 0), (1e-3, 1), (1e-3, 2), (2e-3, 0), (2e-3, 1), (2e-3, 1), (2e-3, 2)]
+    assert not (tmp_path / "cut/unfinished").exists()
+    then, now = (read_predictions(place_of(tmp_path / n, Unit("mouse/3", "scratch", 0))) for n in ("whole", "cut"))
+    np.testing.assert_array_equal(then.probabilities, now.probabilities)
+    for fact in ("validation", "lr", "lr_validation", "epoch", "conjoin"):
+        assert then.record.facts[fact] == now.record.facts[fact], fact
+
+
+def test_a_full_disk_is_no_lost_comparison(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RunFault("no space left on device")
+
+    monkeypatch.setattr(selection, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Fit, "_save", full)
+    with pytest.raises(RunFault, match="no space left"):
+        benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], models=("scratch",), seeds=1))
+
+
+def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, tmp_path: Path) -> None:
+    folder = BenchmarkFolder(base / "run")
+    record = folder.records_of("mouse/3", "cnn")[0]
+    old = [
+        {k: v for k, v in recipe.items() if k not in ("optimizer", "muon_lr")} for recipe in record.settings["recipes"]
+    ]
+    older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
+    folder.records_of = lambda task, model: [older]  # type: ignore[method-assign]
+    folder.check("mouse/3", "cnn", record.settings)
+    changed = [{**recipe, "optimizer": "muon"} for recipe in record.settings["recipes"]]
+    with pytest.raises(UserError, match="another recipes"):
+        folder.check("mouse/3", "cnn", {**record.settings, "recipes": changed})
+
+
+def test_an_untrained_probe_has_the_sizes_of_the_student(base: Path) -> None:
+    facts = [read_record(place_of(base / "run", Unit("mouse/3", name, 0))).facts for name in ("probe", "untrained")]
+    assert facts[0]["parameters"] - facts[0]["parameters_trained"] < 20_000
+    assert facts[0]["parameters"] - facts[0]["parameters_trained"] == (
+        facts[1]["parameters"] - facts[1]["parameters_trained"]
+    )
+
+
 def test_the_test_file_is_opened_only_when_a_model_stands(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +337,7 @@ def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_pa
             ({"models": ("had:nowhere",)}, "nowhere"),
             ({"models": ("teacher:nowhere",)}, "nowhere"),
             ({"models": ("cnn",), "changes": {"cnn": {"epoch": 3}}}, "epoch"),
+            ({"models": ("cnn",), "changes": {"cnn": {"optimizer": "muon"}}}, "no matrices for muon"),
             ({"models": ("cnn",), "changes": {"train": {"epochs": 3}}}, "no section of settings"),
             ({"models": ("cnn",), "recipe": "mine"}, "--recipe is protocol or finetune"),
             ({"split": "fair"}, "--split is protocol or locus"),

@@ -55,6 +55,8 @@ def test_rows_beyond_the_limit_are_never_embedded(suite: Path, tmp_path: Path, m
     rows = probe_tasks(suite, ["a"], MODELS, tmp_path / "out.csv", CPU, 10)
     assert seen == [10, 16, 20]
     assert {row["n_train"] for row in rows} == {"10"}
+    with pytest.raises(UserError, match="fitted on 10 training rows, not on 40"):
+        probe_tasks(suite, ["a"], {**MODELS, "more": "kmers"}, tmp_path / "out.csv", CPU, None)
 
 
 def test_what_stands_in_the_table_is_not_computed_again(

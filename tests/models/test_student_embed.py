@@ -7,7 +7,7 @@ import torch
 from had.dna import NucleotideTokenizer
 from had.errors import UserError
 from had.models import HADConfig, HADModel
-from had.models.embedding import LETTERS_PER_BATCH, _batches, window_starts
+from had.models.embedding import LETTERS_PER_BATCH, length_batches, window_starts
 
 
 def random_sequences(lengths: list[int], seed: int = 0) -> list[str]:
@@ -187,7 +187,7 @@ def test_options_out_of_range_are_refused(model, options):
 
 def test_batches_hold_every_sequence_once_and_bound_the_letters():
     lengths = [10, 100_000, 70_000, 3, 131_072, 10, 60_000, 60_000]
-    batches = list(_batches(lengths, 3, 131_072))
+    batches = list(length_batches(lengths, 3, 131_072))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= 3

@@ -130,7 +130,7 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
         had.load("runs/model")
 
 
-def test_a_hub_name_is_asked_for_weights_and_config_only(monkeypatch, folder):
+def test_a_hub_name_is_asked_for_weights_config_and_what_is_known_of_them_only(monkeypatch, folder):
     asked = {}
 
     def download(name, revision, allow_patterns):
@@ -142,7 +142,7 @@ def test_a_hub_name_is_asked_for_weights_and_config_only(monkeypatch, folder):
     assert asked == {
         "name": "owner/had-1.1m",
         "revision": "v1",
-        "allow_patterns": ["config.json", "*.safetensors"],
+        "allow_patterns": ["config.json", "*.safetensors", "README.md", "training.json", "finetuning.json"],
     }
 
 

@@ -9,7 +9,8 @@ from had.models.heads import HeadConfig
 from had.models.teacher_classifier import TeacherForSequenceClassification
 from had.models.teachers import random_teacher
 from had.training.finetuning_data import Part, collate
-from had.training.finetuning_loop import Fit, FitConfig
+from had.training.finetuning_loop import Fit
+from had.training.finetuning_recipe import FitConfig
 
 TEXTS = ("ACGTTGCAAACC", "ACGTTGCAAACCCGGGTTTAA", "ACNTTGCAAAC", "AC")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import had
 from had.dna.alphabet import decode, encode_bytes, reverse_complement
 from had.errors import UserError
+from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
 from had.training.finetuning import FinetuneConfig, finetune
 from had.training.finetuning_data import augmented, collate, load_data, make_batches, portions
-from had.training.finetuning_loop import Fit, FitConfig
+from had.training.finetuning_loop import Fit
+from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import score_logits
 from had.training.runs import RunOptions
 
@@ -85,6 +89,98 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder: Path) -> None:
         finetune(config(folder / "data", seed=1), out, dataclasses.replace(OPTIONS, resume="auto"))
 
 
+@pytest.mark.parametrize("training", [{"optimizer": "muon", "muon_lr": 3e-3}, {"optimizer": "muon", "conjoin": "on"}])
+def test_muon_repeats_and_resumes_bit_for_bit(folder: Path, tmp_path: Path, training: dict) -> None:
+    made = config(folder / "data", training=dataclasses.replace(QUICK, **training))
+    once = finetune(made, tmp_path / "once", OPTIONS)
+    finetune(made, tmp_path / "resumed", dataclasses.replace(OPTIONS, stop_after=1))
+    again = finetune(made, tmp_path / "resumed", dataclasses.replace(OPTIONS, resume="auto"))
+    assert once["test"] == again["test"]
+    then, now, adamw = (
+        load_file(place / "model/model.safetensors")
+        for place in (tmp_path / "once", tmp_path / "resumed", folder / "run")
+    )
+    assert all(torch.equal(then[name], now[name]) for name in then)
+    name = "student.blocks.0.mlp.in_proj.weight"
+    assert not torch.equal(then[name], adamw[name])
+
+
+def test_muon_has_a_rate_of_its_own_and_needs_matrices(tmp_path: Path) -> None:
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+
+    def weights(**changes: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+        training = FitConfig(epochs=1, optimizer="muon", lr=1e-3, warmup=0.0, batch_size=8, ema=0, **changes)
+        Fit(model, data.train, data.valid, training, seed=0).run()
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    same, again, faster = weights(), weights(muon_lr=1e-3), weights(muon_lr=1e-1)
+    torch.manual_seed(0)
+    start = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL)).state_dict()
+    matrix, table = "student.blocks.0.mlp.in_proj.weight", "student.embedding.weight"
+    assert all(torch.equal(same[name], again[name]) for name in same)
+    moved = [float((found[matrix] - start[matrix]).norm()) for found in (same, faster)]
+    assert moved[1] > 20 * moved[0] > 0
+    assert float((faster[table] - start[table]).abs().max()) < 0.01
+    with pytest.raises(UserError, match="frozen student"):
+        config(tmp_path / "a.csv", freeze=True, training=FitConfig(optimizer="muon"))
+    with pytest.raises(UserError, match="muon_lr goes with"):
+        FitConfig(muon_lr=1e-3)
+
+
+def test_a_fine_tuned_model_embeds_and_predicts_and_can_be_fine_tuned_again(folder: Path, tmp_path: Path) -> None:
+    for place in ("run", "run/model"):
+        model = had.load(folder / place)
+        assert isinstance(model, HADForSequenceClassification)
+        rows = [row.split(",") for row in (folder / "data/test.csv").read_text().splitlines()[1:]]
+        texts = [sequence for sequence, _ in rows]
+        found = model.predict([*texts, "nnnn"], batch_size=5)
+        assert found.shape == (25, 2)
+        assert np.isnan(found[-1]).all()
+        np.testing.assert_allclose(found[:-1].sum(1), 1, rtol=1e-5)
+        right = [model.config.classes[k] == label for k, (_, label) in zip(found[:-1].argmax(1), rows, strict=True)]
+        assert np.mean(right) == json.loads((folder / "run/metrics.json").read_text())["test"]["accuracy"]
+        vectors = HADModel.from_pretrained(folder / place).embed(texts)
+        np.testing.assert_array_equal(model.embed(texts), vectors)
+        assert vectors.shape == (24, 16)
+    with pytest.raises(UserError, match="sequence 1"):
+        model.predict(["ACGT", "ACXT"])
+    with pytest.raises(UserError, match="nothing to predict"):
+        model.predict([""])
+    with pytest.raises(UserError, match="reads up to"):
+        model.predict(["A" * (model.config.student.max_length + 1)])
+    finetune(config(folder / "data", model=str(folder / "run")), tmp_path / "again", OPTIONS)
+    card = (tmp_path / "again/model/README.md").read_text()
+    assert f"fine-tuned before on `{folder / 'data'}`" in card
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not the folder of a saved model"):
+        had.load(tmp_path / "empty")
+
+
+def test_the_card_says_from_what_on_what_how_well_and_under_which_licence(folder: Path, tmp_path: Path) -> None:
+    card = (folder / "run/model/README.md").read_text()
+    report = json.loads((folder / "run/metrics.json").read_text())
+    digest = sha256_of_file(folder / "data/train.csv")
+    rows = "Rows: train 96, dev 24, test 24. Validation: the user's validation rows."
+    scores = f"| test | {report['test']['mcc']:.4f} |"
+    for text in ("`poor`, `rich`", f"train `{digest}`", rows, scores, "drawn afresh", "Seed 0", "had.load"):
+        assert text in card, text
+    torch.manual_seed(0)
+    HADModel(SMALL).save_pretrained(tmp_path / "student")
+    facts = {"teacher": "50m", "teacher_licence": "CC BY-NC-SA 4.0", "teacher_digest": "abc", "steps": 3}
+    (tmp_path / "student/training.json").write_text(json.dumps(facts))
+    data = write_rows(tmp_path / "values.csv", [f"{row.split(',')[0]},{i}.5" for i, row in enumerate(two_classes(20))])
+    finetune(config(data, model=str(tmp_path / "student")), tmp_path / "first", OPTIONS)
+    finetune(config(data, model=str(tmp_path / "first")), tmp_path / "second", OPTIONS)
+    for run in ("first", "second"):
+        card = (tmp_path / run / "model/README.md").read_text()
+        assert "license: other" in card
+        assert "licensed CC BY-NC-SA 4.0" in card
+        assert "no test rows" in card
+        assert "| validation (chose the epoch: too high) |" in card
+
+
 def test_test_rows_have_no_part_in_the_choice_of_the_model(folder: Path) -> None:
     base = folder / "other"
     for name in ("train", "dev"):
@@ -124,6 +220,32 @@ def test_regression_multilabel_and_a_frozen_student_run(tmp_path: Path) -> None:
     assert report["parameters_trained"] == 2 * 16 + 2
     after = load_file(tmp_path / "frozen/model/model.safetensors")
     assert all(torch.equal(after[f"student.{name}"], tensor) for name, tensor in before.items())
+
+
+def test_the_command_takes_a_recipe_under_its_options(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from had.cli import main
+
+    def had_finetune(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["had", "finetune", str(folder / "data"), "--device", "cpu", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    # The config of an earlier run is a recipe; options and overrides win over it.
+    recipe = ("--recipe", str(folder / "run/config.yaml"), "--threads", "1")
+    words = (*recipe, "--optimizer", "muon", "--epochs", "1", "training.dropout=0.3", "--out", str(tmp_path / "run"))
+    assert had_finetune(*words, "--dry-run") == 0
+    assert re.search(r"would write .* in about \d+ s; nothing was written", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+    assert had_finetune(*words, "--quiet") == 0
+    facts = json.loads((tmp_path / "run/model/finetuning.json").read_text())
+    then = dataclasses.asdict(QUICK)
+    assert facts["training"] == {**then, "optimizer": "muon", "epochs": 1, "dropout": 0.3}
+    assert had_finetune(*recipe, "--optimizer", "sgd", "--out", str(tmp_path / "no")) == 2
+    assert "one of adamw, muon" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_nothing_is_written_where_data_or_model_are_wrong(tmp_path: Path) -> None:
@@ -241,6 +363,27 @@ def test_scores_of_unseen_labels_and_single_classes_are_defined() -> None:
     scores = score_logits(model, np.array([1, 1, 1, 1]), logits)
     assert scores["mcc"] == 0.0
     assert math.isnan(scores["auroc"])
+
+
+def test_a_label_unseen_in_training_is_an_error_of_multilabel_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for name, labels in (("train", ["a", "b", "a;b"] * 4), ("dev", ["a", "b"]), ("test", ["a", "b", "a;new", "b"])):
+        write_rows(tmp_path / f"data/{name}.csv", [f"{sequence(rng, 0.5)},{label}" for label in labels])
+    data = load_data(tmp_path / "data")
+    assert data.task.classes == ("a", "b")
+    assert data.test is not None
+    assert data.test.targets.tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert data.valid.targets.shape == (2, 2)
+    assert data.facts["test"]["rows_of_unseen_labels"] == 1
+    assert data.facts["test"]["labels_not_in_train"] == ["new"]
+    model = HADForSequenceClassification(HADClassifierConfig("multilabel", ["a", "b"], student=SMALL))
+    logits = np.array([[3, -3], [-3, 3], [3, -3], [-3, 3]], dtype=np.float32)
+    scores = score_logits(model, data.test.targets, logits)
+    # Both known labels are right everywhere; the third, never predicted, has MCC 0 and is right in three rows.
+    assert scores["exact_match"] == 0.75
+    assert scores["mcc"] == pytest.approx(2 / 3)
+    assert scores["accuracy"] == pytest.approx((1 + 1 + 0.75) / 3)
+    assert scores["auroc"] == 1.0
 
 
 def test_the_size_of_a_forward_pass_does_not_change_what_is_learnt(tmp_path: Path) -> None:

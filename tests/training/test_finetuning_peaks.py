@@ -9,8 +9,8 @@ import pytest
 from had.errors import UserError
 from had.models.student import HADConfig
 from had.training.finetuning import FinetuneConfig, finetune, read_data
-from had.training.finetuning_loop import FitConfig
 from had.training.finetuning_peaks import PeaksConfig
+from had.training.finetuning_recipe import FitConfig
 from had.training.runs import RunOptions
 
 SMALL = HADConfig(

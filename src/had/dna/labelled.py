@@ -143,7 +143,11 @@ def usable_rows(
     path = Path(path)
     rows, dropped = sort_out(iterate_records(path, label_columns), path, bool(label_columns))
     if not rows:
-        raise UserError(f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at)")
+        found = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:3]) + ("; …" if len(dropped) > 3 else "")
+        raise UserError(
+            f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at"
+            + (f"; {found})" if dropped else ")")
+        )
     return rows, dropped
 
 

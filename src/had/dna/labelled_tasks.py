@@ -100,7 +100,8 @@ def targets(rows: Sequence[LabelledRow], task: Task, source: str = "the data") -
     -------
     numpy.ndarray
         int64 (n,) class ids, `UNSEEN` for a label that is not among the classes; float32 (n, labels) of 0 and 1 for
-        multilabel (names that are no label of the task are left out); float64 (n,) for regression.
+        multilabel, with one more column for rows that have a name which is no label of the task, where there are such;
+        float64 (n,) for regression.
 
     Raises
     ------
@@ -111,12 +112,11 @@ def targets(rows: Sequence[LabelledRow], task: Task, source: str = "the data") -
         return np.array([_value(row, source) for row in rows], dtype=np.float64)
     index = {name: i for i, name in enumerate(task.classes)}
     if task.kind == "multilabel":
-        matrix = np.zeros((len(rows), len(index)), dtype=np.float32)
+        matrix = np.zeros((len(rows), len(index) + 1), dtype=np.float32)
         for i, row in enumerate(rows):
             for name in _split(row.label):
-                if name in index:
-                    matrix[i, index[name]] = 1
-        return matrix
+                matrix[i, index.get(name, -1)] = 1
+        return matrix if matrix[:, -1].any() else matrix[:, :-1]
     return np.array([index.get(row.label, UNSEEN) for row in rows], dtype=np.int64)
 
 

@@ -1,7 +1,7 @@
 """Peaks of a BED or narrowPeak file, and background regions of the same lengths and GC content to tell them from.
 
 Coordinates are 0-based half-open. Background regions are drawn from letters A, C, G, T that no peak and no blacklisted
-interval touches, on contigs of the peak's own split.
+interval touches (peaks as written, however narrow their windows), on contigs of the peak's own split.
 """
 
 from collections import Counter
@@ -209,7 +209,8 @@ def peaks_with_background(
     if not how:
         territory, how = _by_position(genome, spans, index, fractions)
     gc = gc_shares(genome, spans[:, 0], lengths)
-    taboo = merge(spans if blacklist is None else np.concatenate([spans, _blacklisted(blacklist, genome)]))
+    # Whole peaks, those left out too, and not only the windows around their summits.
+    taboo = merge(np.concatenate([spans, *(_bed_spans(bed, genome) for bed in (path, blacklist) if bed is not None)]))
     peaks: list[Region] = []
     background: list[Region] = []
     missing, far = 0, 0
@@ -265,7 +266,7 @@ def _by_position(
     return {split: np.array(p, dtype=np.int64).reshape(-1, 2) for split, p in parts.items()}, how
 
 
-def _blacklisted(path: str | PathLike[str], genome: Genome) -> NDArray[np.int64]:
+def _bed_spans(path: str | PathLike[str], genome: Genome) -> NDArray[np.int64]:
     """Global spans (n, 2) of the intervals of a BED file; those of contigs that this genome lacks do not matter."""
     known = {contig.name for contig in genome.contigs}
     text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")

@@ -5,16 +5,20 @@
     RUN/scores.csv                                  a row for each task, model and seed
     RUN/predictions/<task>/<model>/seed-<n>.parquet the test rows' probabilities; what is known of the model as metadata
     RUN/benchmark.json                              every invocation: command, versions, where the data are from
+    RUN/unfinished/                                 states of fits that are under way, or were when a run was killed
 
 A unit (task, model, seed) is done once its predictions are written; a row that a crash kept out of ``scores.csv`` is
 taken from them.
 """
 
 import csv
+import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,11 +29,12 @@ from numpy.typing import NDArray
 from had.errors import RunFault, UserError
 from had.evaluation.suite_data import TestRows
 from had.files import atomic_write_bytes, atomic_write_text
+from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
-from had.training.provenance import circumstances, differences
+from had.training.provenance import circumstances, differences, with_later_keys
 
 COLUMNS = ("suite", "task", "model", "seed", "metric", "value", "n_train", "n_test", "seconds", "note")
-SCORES, PREDICTIONS, ABOUT = "scores.csv", "predictions", "benchmark.json"
+SCORES, PREDICTIONS, ABOUT, UNFINISHED = "scores.csv", "predictions", "benchmark.json", "unfinished"
 KIND = "had benchmark"
 _METADATA = b"had"
 
@@ -178,7 +183,7 @@ class BenchmarkFolder:
             If a unit of this task and model is there with other settings.
         """
         for record in self.records_of(task, model):
-            if found := differences(record.settings, json.loads(json.dumps(settings))):
+            if found := differences(_with_later_keys(record.settings), json.loads(json.dumps(settings))):
                 name, (was, now) = next(iter(found.items()))
                 raise UserError(
                     f"{self.path}: {task}, {model}, seed {record.unit.seed} was made with another {name} "
@@ -196,6 +201,32 @@ class BenchmarkFolder:
 def place_of(folder: Path, unit: Unit) -> Path:
     """File of a unit's predictions."""
     return folder / PREDICTIONS / unit.task.replace("/", "__") / unit.model / f"seed-{unit.seed}.parquet"
+
+
+def states_of(folder: Path, unit: Unit, settings: Mapping[str, Any]) -> Path:
+    """Folder of the states of a unit's unfinished fits; another one for other settings or versions."""
+    versions = {name: value for name, value in circumstances([], {}, None, None, 1).items() if name in ("had", "torch")}
+    text = json.dumps([settings, versions], sort_keys=True, default=str)
+    return _unfinished(folder, unit) / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def forget_states(folder: Path, unit: Unit) -> None:
+    """Remove the states of a unit that is finished, and the folders that are empty then."""
+    place = _unfinished(folder, unit)
+    shutil.rmtree(place, ignore_errors=True)
+    for parent in list(place.parents)[:3]:
+        with suppress(OSError):
+            parent.rmdir()
+
+
+def _unfinished(folder: Path, unit: Unit) -> Path:
+    return folder / UNFINISHED / unit.task.replace("/", "__") / unit.model / f"seed-{unit.seed}"
+
+
+def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an older version with the keys of recipes that came since, at their defaults."""
+    recipes = [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]
+    return {**settings, "recipes": recipes}
 
 
 def write_predictions(

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from had.console import progress, say
+from had.console import in_words, progress, say
 from had.errors import RunFault, UserError
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.contestants import Contestant, fit_configs, parse_models
-from had.evaluation.costs import Costs, in_words
+from had.evaluation.costs import Costs
 from had.evaluation.hub_data import fetch
 from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tasks_here
 from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite
@@ -25,7 +25,7 @@ from had.evaluation.suite_data import TaskData
 from had.evaluation.units import Job, Shelf, TaskSpec, settings_of
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 
 HUB = "hub"
 DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "cnn")

@@ -15,9 +15,9 @@ from had.errors import UserError
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.files import sha256_of_file
 from had.models.ntv2_published import find_checkpoint
-from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder, read_config
-from had.models.student import HADConfig
-from had.training.finetuning_loop import FitConfig
+from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
+from had.models.student import HADConfig, student_config
+from had.training.finetuning_recipe import FitConfig
 
 KINDS = {
     "had": "a pre-trained student, fine-tuned (--model, or had:FOLDER)",
@@ -109,14 +109,17 @@ def student_sizes(model: str) -> HADConfig:
         if model != DEFAULT_MODEL:
             raise
         return HADConfig()
-    return HADConfig.from_dict(read_config(folder, HADConfig.model_type))
+    return student_config(folder)
 
 
 def _digest(kind: str, source: str, model: str) -> str:
     if kind == "scratch":
         return json.dumps(student_sizes(model).to_dict(), sort_keys=True)
     if kind in ("had", "probe"):
-        return UNTRAINED if source == UNTRAINED else sha256_of_file(find_folder(source) / WEIGHTS_FILE)
+        if source == UNTRAINED:
+            sizes = student_sizes(model)
+            return UNTRAINED if sizes == HADConfig() else json.dumps(sizes.to_dict(), sort_keys=True)
+        return sha256_of_file(find_folder(source) / WEIGHTS_FILE)
     if kind in ("teacher", "teacher-probe"):
         return source if source.startswith("random:") else sha256_of_file(find_checkpoint(source).weights)
     return ""
@@ -172,4 +175,6 @@ def fit_configs(
     if "lr" in values:
         rates = (values.pop("lr"),)
     config = build(FitConfig, values, f"options ({section})")
+    if contestant.kind == "cnn" and config.optimizer == "muon":
+        raise UserError("the cnn has no matrices for muon: leave out cnn.optimizer=muon")
     return [dataclasses.replace(config, lr=rate) for rate in rates]

@@ -15,7 +15,7 @@ from had.evaluation.frozen_features import Extractor
 from had.evaluation.selection import as_finetuning, build_classifier, finetune_config
 from had.evaluation.suite_data import TaskData, make_part
 from had.training.finetuning_data import collate
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import predict_logits
 
 _TIMED_LETTERS = 8192
@@ -55,7 +55,7 @@ class Costs:
             if contestant.is_fitted:
                 self._timed[contestant.name] = self._time_classifier(contestant, data, configs[0], rows)
             else:
-                extractor = Extractor(contestant, data, 0, self._device)
+                extractor = Extractor(contestant, data, 0, self._device, self._model)
                 seconds = _second_time(lambda: extractor.layers_of(rows))
                 self._timed[contestant.name] = (0.0, seconds / codes.size)
         return self._timed[contestant.name]
@@ -89,10 +89,3 @@ def _second_time(run: Callable[[], object]) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def in_words(seconds: float) -> str:
-    """A duration for people: ``40 s``, ``7 min``, ``3.2 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

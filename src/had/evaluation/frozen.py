@@ -97,7 +97,7 @@ def probe_tasks(
     Raises
     ------
     UserError
-        If a task or a model cannot be used.
+        If a task or a model cannot be used, or ``out`` has rows of a task that were fitted on more or fewer rows.
     """
     rows = _read(out)
     done = {(row["task"], row["model"]) for row in rows}
@@ -106,6 +106,13 @@ def probe_tasks(
             splits = read_splits(data / task)
             if missing := [name for name in SPLITS if name not in splits]:
                 raise UserError(f"{data / task}: has no {missing[0]} file; a probe needs train, dev and test")
+            n_train = min(len(splits["train"]), max_rows or len(splits["train"]))
+            for row in rows:
+                if row["task"] == task and int(row["n_train"]) != n_train:
+                    raise UserError(
+                        f"{out}: {row['model']} on {task} was fitted on {row['n_train']} training rows, not on "
+                        f"{n_train}; use the same --max-rows, or another --out"
+                    )
             for name, spec in models.items():
                 if (task, name) not in done:
                     rows += _probe(task, name, spec, splits, device, max_rows)

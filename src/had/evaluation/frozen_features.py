@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from had.errors import UserError
-from had.evaluation.contestants import UNTRAINED, Contestant
+from had.evaluation.contestants import UNTRAINED, Contestant, student_sizes
 from had.evaluation.features import student_layers, teacher_layers_of_any
 from had.evaluation.suite_data import TaskData
 from had.models.saving import find_folder
-from had.models.student import HADConfig, HADModel
+from had.models.student import HADModel
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
 from had.training.finetuning_data import portions
@@ -28,7 +28,7 @@ Layers = dict[str, NDArray[np.float32]]
 class Extractor:
     """A frozen network and its features of a task's rows."""
 
-    def __init__(self, contestant: Contestant, data: TaskData, seed: int, device: torch.device) -> None:
+    def __init__(self, contestant: Contestant, data: TaskData, seed: int, device: torch.device, model: str) -> None:
         self._data = data
         self._rows: Layers | None = None
         self.seconds = 0.0
@@ -44,7 +44,7 @@ class Extractor:
         else:
             if contestant.source == UNTRAINED:
                 torch.manual_seed(seed)
-                student = HADModel(HADConfig())
+                student = HADModel(student_sizes(model))
             else:
                 student = HADModel.from_pretrained(find_folder(contestant.source))
             network = student.to(device)
@@ -82,9 +82,9 @@ class FeatureTable:
         self._key: tuple[Any, ...] = ()
         self._extractor: Extractor | None = None
 
-    def of(self, contestant: Contestant, data: TaskData, seed: int, device: torch.device) -> Extractor:
-        """The extractor of a contestant on a task; an untrained network is another one for each seed."""
+    def of(self, contestant: Contestant, data: TaskData, seed: int, device: torch.device, model: str) -> Extractor:
+        """The extractor of a contestant on a task; an untrained network, of ``model``'s sizes, is new for each seed."""
         key = (contestant, data.task.name, seed if contestant.source == UNTRAINED else None)
         if self._extractor is None or key != self._key:
-            self._extractor, self._key = Extractor(contestant, data, seed, device), key
+            self._extractor, self._key = Extractor(contestant, data, seed, device, model), key
         return self._extractor

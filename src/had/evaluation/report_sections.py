@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from had.console import in_words
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.contestants import KINDS
-from had.evaluation.costs import in_words
 from had.evaluation.overlap import NEAR, K
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table

@@ -272,6 +272,10 @@ def _ours(
         ]
         return float(np.mean(scores)) if scores else None
 
+    averaged = [bool(fact["conjoin"]) for fact in facts if "conjoin" in fact]
+    notes = rows[min(rows)]["note"]
+    if any(averaged) and not all(averaged):
+        notes += f"; validation chose to average the strands in {sum(averaged)} of {len(averaged)} seeds"
     return OurScore(
         model,
         kind,
@@ -281,7 +285,7 @@ def _ours(
         sum(fact["train_bp"] for fact in facts) / train if train else None,
         sum(fact["test_bp"] for fact in facts) / test if test else None,
         bool(facts) and all(fact["seed_changes_nothing"] for fact in facts),
-        rows[min(rows)]["note"],
+        notes,
         without(overlap.same if overlap else None),
         without(overlap.near if overlap else None),
     )

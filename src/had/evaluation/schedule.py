@@ -60,6 +60,10 @@ class _Meter(Progress):
         self._left -= step
         self._bar(step)
 
+    def skip(self, n: int) -> None:
+        """Count rows that an interrupted run has trained on."""
+        self(n)
+
     def finish(self, following: float) -> None:
         """Count the rest of this unit, and go on to one of another cost."""
         self._bar(self._left)

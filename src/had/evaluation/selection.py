@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from had import metrics
 from had.baselines.kmer_regression import KmerLogisticRegression
 from had.baselines.logistic import LogisticFit, fit_logistic
 from had.console import Progress
-from had.errors import RunFault, UserError
+from had.errors import UserError
 from had.evaluation.contestants import Contestant, student_sizes
 from had.evaluation.frozen_features import Extractor, FeatureTable
 from had.evaluation.suite_data import Fold, TaskData, make_part
@@ -28,13 +29,15 @@ from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
 from had.training.finetuning import SCRATCH, FinetuneConfig, build_model, fit_model
 from had.training.finetuning_data import FinetuningData, Part
-from had.training.finetuning_loop import FitConfig
-from had.training.finetuning_scores import or_worst, predict_logits
+from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_scores import Diverged, or_worst, predict_logits
 
 Metric = Callable[[Any, Any], float]
 METRIC: dict[str, Metric] = {"mcc": metrics.mcc, "accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 MOST_PROBE_ROWS = 50_000
 """[ours] A probe of some hundred weights is fitted on at most so many training rows."""
+SAVE_SECONDS = 60.0
+"""A fit that is interrupted loses about so much work, and an epoch."""
 
 
 class Chosen(Protocol):
@@ -59,6 +62,7 @@ def choose(
     model: str,
     device: torch.device,
     advance: Progress | None = None,
+    states: Path | None = None,
 ) -> Chosen:
     """Train a contestant on one fold and choose by its validation rows.
 
@@ -76,6 +80,8 @@ def choose(
         Where it is computed.
     advance
         Is told the rows trained on.
+    states
+        Folder that keeps the states of unfinished fits; those that are there are gone on with.
 
     Raises
     ------
@@ -86,10 +92,10 @@ def choose(
     """
     fold = data.fold(seed)
     if contestant.is_fitted:
-        return _choose_fitted(contestant, data, fold, seed, configs, model, device, advance or Progress())
+        return _choose_fitted(contestant, data, fold, seed, configs, model, device, advance or Progress(), states)
     if contestant.kind == "kmer":
         return _KmerModel(data, fold)
-    return _Probe(data, fold, features.of(contestant, data, seed, device))
+    return _Probe(data, fold, features.of(contestant, data, seed, device, model))
 
 
 class _KmerModel:
@@ -167,25 +173,27 @@ def _choose_fitted(
     model: str,
     device: torch.device,
     advance: Progress,
+    states: Path | None,
 ) -> _FittedModel:
     tried: dict[str, float] = {}
     seconds: list[float] = []
     best: tuple[tuple[float, float], int, _FittedModel] | None = None
-    faults: list[RunFault] = []
+    faults: list[Diverged] = []
     for number, config in enumerate(configs):
         started = time.perf_counter()
         rows = as_finetuning(data, data.part(fold.train), data.part(fold.valid), fold.how)
         setting = finetune_config(contestant, data, config, seed, model)
         try:
             fresh = build_classifier(contestant, setting, rows, device)
-            result, _ = fit_model(setting, rows, fresh, advance)
-        except RunFault as fault:
+            own_states = None if states is None else states / _rate(config)
+            result, _ = fit_model(setting, rows, fresh, advance, states=own_states, save_seconds=SAVE_SECONDS)
+        except Diverged as fault:
             # A rate at which training diverges has lost the comparison, unless all do.
             faults.append(fault)
             tried[_rate(config)] = math.nan
             seconds.append(time.perf_counter() - started)
             continue
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started + result.seconds_before)
         score = result.validation[result.metric]
         tried[_rate(config)] = score
         key = (or_worst(score), or_worst(-result.validation["loss"]))

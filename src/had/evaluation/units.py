@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from had.console import Progress, setup_logging
 from had.dna.labelled_tasks import UNSEEN
-from had.evaluation.benchmark_folder import Record, Unit, place_of, write_predictions
+from had.evaluation.benchmark_folder import (
+    Record,
+    Unit,
+    forget_states,
+    place_of,
+    states_of,
+    write_predictions,
+)
 from had.evaluation.contestants import Contestant
 from had.evaluation.frozen_features import FeatureTable
 from had.evaluation.layouts import TaskFiles
@@ -28,7 +35,7 @@ from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.selection import METRIC, Chosen, choose
 from had.evaluation.suite_data import TaskData, TestRows
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_loop import FitConfig
+from had.training.finetuning_recipe import FitConfig
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | 
             decided = tuple(config for config in decided if config.lr == facts["lr"])
         record = _record(job, data, seed, chosen, test, outputs, facts)
         write_predictions(place_of(job.out, job.unit(seed)), test, outputs, data.kind.classes, record)
+        forget_states(job.out, job.unit(seed))
         yield record
 
 
@@ -120,7 +128,17 @@ def _compute(
     device: torch.device,
     advance: Progress | None,
 ) -> tuple[Chosen, TestRows, NDArray[np.float64], dict[str, Any]]:
-    chosen = choose(job.contestant, data, seed, configs, features, model=job.model, device=device, advance=advance)
+    chosen = choose(
+        job.contestant,
+        data,
+        seed,
+        configs,
+        features,
+        model=job.model,
+        device=device,
+        advance=advance,
+        states=states_of(job.out, job.unit(seed), {**job.settings, "device": device.type}),
+    )
     # Only now: nothing that chose the model could have seen a test row.
     test = data.test()
     started = time.perf_counter()

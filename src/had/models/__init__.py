@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from had.models.heads import HADForSequenceClassification
+    from had.models.loading import load
     from had.models.ntv2_verification import TeacherReport, verify_teacher
     from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
     from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
-    from had.models.student import HADConfig, HADModel, HADOutput, load
+    from had.models.student import HADConfig, HADModel, HADOutput
     from had.models.teacher_loading import load_teacher
     from had.models.teachers import NTv2Teacher, Teacher, check_window, random_teacher
 
@@ -38,7 +39,8 @@ _HOMES = {
     "ntv2_verification": ("TeacherReport", "verify_teacher"),
     "teacher_loading": ("load_teacher",),
     "teachers": ("NTv2Teacher", "Teacher", "check_window", "random_teacher"),
-    "student": ("HADConfig", "HADModel", "HADOutput", "load"),
+    "student": ("HADConfig", "HADModel", "HADOutput"),
+    "loading": ("load",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

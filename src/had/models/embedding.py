@@ -23,8 +23,8 @@ LETTERS_PER_BATCH = 131_072
 """Most letters, padding included, in a batch of several sequences: this bounds memory."""
 
 
-def _encode(sequences: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """Give the codes (length,) of each sequence."""
+def encode_sequences(sequences: Sequence[str], purpose: str = "embed") -> list[NDArray[np.uint8]]:
+    """Give the codes (length,) of each sequence; a SequenceError names the index of one that cannot be read."""
     tokenizer = NucleotideTokenizer()
     codes = []
     for index, sequence in enumerate(sequences):
@@ -33,12 +33,12 @@ def _encode(sequences: Sequence[str]) -> list[NDArray[np.uint8]]:
         except SequenceError as error:
             raise SequenceError(f"sequence {index}: {error}") from None
         if not ids.size:
-            raise SequenceError(f"sequence {index} is empty: there is nothing to embed")
+            raise SequenceError(f"sequence {index} is empty: there is nothing to {purpose}")
         codes.append(ids - np.uint8(NUCLEOTIDE_OFFSET))
     return codes
 
 
-def _batches(lengths: list[int], batch_size: int, longest: int) -> Iterator[list[int]]:
+def length_batches(lengths: list[int], batch_size: int, longest: int) -> Iterator[list[int]]:
     """Yield the indices of sequences of similar length, up to ``longest`` letters, a batch at a time."""
     batch: list[int] = []
     short = (index for index, length in enumerate(lengths) if length <= longest)
@@ -52,13 +52,18 @@ def _batches(lengths: list[int], batch_size: int, longest: int) -> Iterator[list
         yield batch
 
 
-def _features(model: "HADModel", codes: list[NDArray[np.uint8]], layer: int) -> Tensor:
-    """Features (B, L, D) float32 of one right-padded batch, 0 at padding."""
+def padded_ids(codes: list[NDArray[np.uint8]], padding: int) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Token ids (B, L) of one right-padded batch, and the mask (B, L), None where no row is padded."""
     lengths = np.array([len(row) for row in codes])
-    ids = np.full((len(codes), lengths.max()), model.config.pad_token_id, dtype=np.int64)
+    ids = np.full((len(codes), lengths.max()), padding, dtype=np.int64)
     for row, letters in zip(ids, codes, strict=True):
         row[: len(letters)] = letters + np.int64(NUCLEOTIDE_OFFSET)
-    mask = None if lengths.min() == lengths.max() else np.arange(lengths.max()) < lengths[:, None]
+    return ids, None if lengths.min() == lengths.max() else np.arange(lengths.max()) < lengths[:, None]
+
+
+def _features(model: "HADModel", codes: list[NDArray[np.uint8]], layer: int) -> Tensor:
+    """Features (B, L, D) float32 of one right-padded batch, 0 at padding."""
+    ids, mask = padded_ids(codes, model.config.pad_token_id)
     if layer == -1:
         return model(ids, mask).last_hidden_state.float()
     return model(ids, mask, output_hidden_states=True).hidden_states[layer].float()
@@ -171,7 +176,7 @@ def embed(
     n_states = model.config.n_blocks + 1
     if not -n_states <= layer < n_states:
         raise ValueError(f"layer must lie in {-n_states} … {n_states - 1}; got {layer}")
-    codes = _encode(sequences)
+    codes = encode_sequences(sequences)
     if not codes:
         raise ValueError("embed needs at least one sequence; got 0")
     lengths = [len(row) for row in codes]
@@ -182,7 +187,7 @@ def embed(
         for index, letters_of_one in enumerate(codes):
             if len(letters_of_one) > model.config.max_length:
                 results[index] = _embed_long(model, letters_of_one, pooling, layer, both_strands)
-        for batch in _batches(lengths, batch_size, model.config.max_length):
+        for batch in length_batches(lengths, batch_size, model.config.max_length):
             rows = [codes[index] for index in batch]
             sizes = [lengths[index] for index in batch]
             strands = [_features(model, rows, layer)]

@@ -8,17 +8,19 @@ Shape suffixes: B batch, L length, D width, K outputs.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from had.dna.alphabet import COMPLEMENT, NUCLEOTIDE_OFFSET
 from had.errors import UserError
-from had.models.saving import CONFIG_FILE, WEIGHTS_FILE, find_folder, load_weights, read_config, write_folder
+from had.models.prediction import predict
+from had.models.saving import CLASSIFIER_TYPE, WEIGHTS_FILE, find_folder, load_weights, read_config, write_folder
 from had.models.student import HADConfig, HADModel
 
 TASKS = ("binary", "multiclass", "multilabel", "regression")
@@ -58,7 +60,7 @@ class HeadConfig:
 class HADClassifierConfig(HeadConfig):
     """What stands above the student, and its sizes."""
 
-    model_type: ClassVar[str] = "had-sequence-classification"
+    model_type: ClassVar[str] = CLASSIFIER_TYPE
 
     student: HADConfig = field(default_factory=HADConfig)
     """Sizes of the student."""
@@ -236,6 +238,30 @@ class HADForSequenceClassification(SequenceClassifier):
         # Features are 0 at padding, so the sum is over the letters alone.
         return features_BLD.sum(1) / (attention_mask != 0).sum(1, keepdim=True).clamp_min(1).to(features_BLD.device)
 
+    def predict(
+        self, sequences: Sequence[str], batch_size: int = 32, both_strands: bool | None = None
+    ) -> NDArray[np.float32]:
+        """Predict for DNA sequences: `had.models.prediction.predict` of this model, whose docstring has the details.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, K) float32 in the order of ``config.classes``: the probability of each class, of multilabel each label's
+            own, of regression the value (K = 1). A row of NaN for a sequence without any letter A, C, G or T.
+        """
+        return predict(self, sequences, batch_size, both_strands)
+
+    def embed(
+        self,
+        sequences: Sequence[str],
+        pooling: Literal["mean", "max", "none"] = "mean",
+        batch_size: int = 32,
+        both_strands: bool = False,
+        layer: int = -1,
+    ) -> Any:
+        """Embed DNA sequences with the fine-tuned student, as `had.HADModel.embed` does."""
+        return self.student.embed(sequences, pooling, batch_size, both_strands, layer)
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` (task, classes, sizes) and ``model.safetensors``.
 
@@ -260,9 +286,6 @@ class HADForSequenceClassification(SequenceClassifier):
             Nothing of that name is found, or it is no fine-tuned model.
         """
         folder = find_folder(name, revision)
-        inner = folder / "model"
-        if not (folder / CONFIG_FILE).is_file() and (Path(inner) / CONFIG_FILE).is_file():
-            folder = inner
         config = HADClassifierConfig.from_dict(read_config(folder, HADClassifierConfig.model_type))
         model = cls(config)
         load_weights(model, folder / WEIGHTS_FILE)

@@ -19,10 +19,16 @@ from had.files import atomic_write_bytes, atomic_write_text
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"
+CLASSIFIER_TYPE = "had-sequence-classification"
+"""``model_type`` of a fine-tuned student."""
+CARD_FILE = "README.md"
+FACTS_FILE, TUNING_FILE = "training.json", "finetuning.json"
+"""What is known of a pre-training and of a fine-tuning, beside the weights."""
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "assets"
 DEFAULT_MODEL = "student"
 """Name of the bundled model that ``had.load()`` gives."""
 
+_HUB_FILES = [CONFIG_FILE, "*.safetensors", CARD_FILE, FACTS_FILE, TUNING_FILE]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 
 
@@ -42,8 +48,8 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     Parameters
     ----------
     name
-        An existing folder, the name of a bundled model, or a Hub repository ``owner/name``, looked for in
-        this order.
+        An existing folder (of a model, or of the run that made it), the name of a bundled model, or a Hub
+        repository ``owner/name``, looked for in this order.
     revision
         Branch, tag or commit of the Hub repository.
 
@@ -54,7 +60,9 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     """
     path = Path(name)
     if path.is_dir():
-        return path
+        inner = path / "model"
+        is_run = not (path / CONFIG_FILE).is_file() and (inner / CONFIG_FILE).is_file()
+        return inner if is_run else path
     if (BUNDLED_FOLDER / path / CONFIG_FILE).is_file() and len(path.parts) == 1:
         return BUNDLED_FOLDER / path
     if path.is_file():
@@ -69,10 +77,21 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     if not _HUB_NAME.fullmatch(str(name)) or path.parent.is_dir():
         raise UserError(f"{name}: no folder here and no bundled model has this name (bundled: {bundled}).")
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG_FILE, "*.safetensors"]))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=_HUB_FILES))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason}).") from error
+
+
+def model_type_of(folder: Path) -> object:
+    """``model_type`` of a saved model; None where the folder's ``config.json`` has none.
+
+    Raises
+    ------
+    had.errors.UserError
+        As `read_config`.
+    """
+    return _read_config(folder).get("model_type")
 
 
 def read_config(folder: Path, model_type: str) -> dict[str, Any]:
@@ -83,6 +102,15 @@ def read_config(folder: Path, model_type: str) -> dict[str, Any]:
     had.errors.UserError
         The file is absent, is not a JSON object, or belongs to another kind of model.
     """
+    config = _read_config(folder)
+    if (found := config.pop("model_type", None)) != model_type:
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes a model of type {found!r}; this loader reads {model_type!r}."
+        )
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -92,13 +120,11 @@ def read_config(folder: Path, model_type: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as JSON ({error}); save the model again.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} does not hold a JSON object; save the model again.")
-    if (found := config.pop("model_type", None)) != model_type:
-        raise UserError(f"{path} describes a model of type {found!r}; this loader reads {model_type!r}.")
     return config
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Copy the tensors of a safetensors file into a module, all of them and nothing else.
+def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Copy the tensors of a safetensors file into a module, all of them (whose names begin so) and nothing else.
 
     Raises
     ------
@@ -111,6 +137,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise UserError(f"{path.parent} holds no {path.name}: the model's weights are missing.") from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from error
+    found = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
     wanted = module.state_dict()
     faults = []
     if missing := [key for key in wanted if key not in found]:

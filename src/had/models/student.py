@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,11 +25,12 @@ from had.models.embedding import embed
 from had.models.layers import BiGatedDeltaNet, Block, RMSNorm, SelfAttention
 from had.models.padding import Layout
 from had.models.saving import (
+    CLASSIFIER_TYPE,
     DECODER_FILE,
-    DEFAULT_MODEL,
     WEIGHTS_FILE,
     find_folder,
     load_weights,
+    model_type_of,
     read_config,
     upload_folder,
     write_folder,
@@ -254,14 +256,16 @@ class HADModel(nn.Module):
     def from_pretrained(cls, name: str | os.PathLike[str], revision: str | None = None) -> "HADModel":
         """Load a student from a folder, a bundled name or a Hub repository, on the CPU, in evaluation mode.
 
+        Of a fine-tuned model it is the student below the head.
+
         Raises
         ------
         had.errors.UserError
             Nothing of that name is found, or its files are missing, damaged or of another model.
         """
         folder = find_folder(name, revision)
-        model = cls(HADConfig.from_dict(read_config(folder, HADConfig.model_type)))
-        load_weights(model, folder / WEIGHTS_FILE)
+        model = cls(student_config(folder))
+        load_weights(model, folder / WEIGHTS_FILE, "student." if model_type_of(folder) == CLASSIFIER_TYPE else "")
         return model.eval()
 
     def push_to_hub(
@@ -288,12 +292,14 @@ def initialise(module: nn.Module, spread: float, n_blocks: int) -> None:
             nn.init.normal_(part.weight, std=spread / math.sqrt(2 * n_blocks) if is_output else spread)
 
 
-def load(name: str | os.PathLike[str] | None = None) -> HADModel:
-    """Load a student: a bundled name, a folder or a Hub repository; default: the bundled student.
+def student_config(folder: Path) -> HADConfig:
+    """Sizes of the student that a folder holds, with a head or without.
 
     Raises
     ------
     had.errors.UserError
-        Nothing of that name is found, or its files are missing, damaged or of another model.
+        As `had.models.saving.read_config`.
     """
-    return HADModel.from_pretrained(DEFAULT_MODEL if name is None else name)
+    if model_type_of(folder) == CLASSIFIER_TYPE:
+        return HADConfig.from_dict(read_config(folder, CLASSIFIER_TYPE).get("student", {}))
+    return HADConfig.from_dict(read_config(folder, HADConfig.model_type))

@@ -26,6 +26,7 @@ from had.files import atomic_write_bytes, atomic_write_text
 from had.models.cached_teacher import CachedTeacher, stored_in
 from had.models.feature_shards import decode_features
 from had.models.reconstruction import CrossAttentionDecoder, hidden_and_visible_index
+from had.models.saving import FACTS_FILE
 from had.models.student import HADModel
 from had.models.teachers import Teacher
 from had.training.card import student_card
@@ -33,7 +34,7 @@ from had.training.data import WindowData
 from had.training.held_out import Scores, alignment_sums, fit_markov, markov_sums
 
 VALIDATION_BATCH = 32
-PROJECTION_FILE, FACTS_FILE = "projection.safetensors", "training.json"
+PROJECTION_FILE = "projection.safetensors"
 
 
 @dataclass

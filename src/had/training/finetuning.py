@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,30 @@ import numpy as np
 import torch
 
 from had.config import to_dict
-from had.console import Progress, progress, say
+from had.console import Progress, in_words, progress, say
 from had.dna.intervals import BED_SUFFIXES, is_bed
-from had.dna.labelled_tasks import UNSEEN
 from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
-from had.metrics import confusion_matrix
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
 from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, HADModel
+from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
-from had.training.finetuning_data import FinetuningData, Part, load_data
-from had.training.finetuning_loop import Classifier, Fit, FitConfig, FitResult, chosen_metric
+from had.training.finetuning_card import known_of_base
+from had.training.finetuning_data import FinetuningData, collate, load_data
+from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
-from had.training.finetuning_plots import draw_pictures
+from had.training.finetuning_recipe import FitConfig, chosen_metric
+from had.training.finetuning_report import describe, draw_tables, json_ready, summary, write_card
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
 from had.training.runs import RunOptions
 
 SCRATCH = "scratch"
+_TIMED_LETTERS = 8192
+_FORWARD = 0.35
+"""Share of a training pass that is forward, about."""
 
 
 @dataclass
@@ -81,6 +86,10 @@ class FinetuneConfig:
                 raise UserError(f"{name} is a share between 0 and 1; got {value}")
         if self.max_length < 1:
             raise UserError(f"max_length must be at least 1; got {self.max_length}")
+        if self.freeze and self.training.optimizer == "muon":
+            raise UserError(
+                "a frozen student has no matrices for muon to train: leave --freeze or --optimizer muon out"
+            )
 
 
 def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = None) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     config
         Data, model and recipe.
     out
-        Run folder: ``model/`` (loads with `HADForSequenceClassification.from_pretrained`), ``metrics.json``,
+        Run folder: ``model/`` with its card (loads with `had.load`, as the run folder does), ``metrics.json``,
         ``metrics.jsonl``, ``config.yaml``, ``run.json``, ``checkpoints/`` and pictures.
     options
         Device, threads, resume (``stop_after`` counts epochs), dry run.
@@ -115,10 +124,12 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     data, peaks = read_data(config, progress=not options.quiet)
     # Loaded before the folder is made: a wrong name must leave nothing behind.
     model, digest = build_model(config, data, device)
-    for line in [*_describe(config, data, model), *(peaks.notes if peaks else [])]:
+    known = {} if config.model == SCRATCH else known_of_base(find_folder(config.model))
+    for line in [*describe(config, data, model), *(peaks.notes if peaks else [])]:
         say(line)
     if options.dry_run:
-        say(f"would write {out}/model, metrics.json and pictures; nothing was written")
+        seconds = estimate_seconds(config, data, model)
+        say(f"would write {out}/model, metrics.json and pictures in about {in_words(seconds)}; nothing was written")
         return {}
     run = RunFolder.open(
         out,
@@ -136,7 +147,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
             say(note)
         if peaks is not None:
             say(f"regions are in {' and '.join(map(str, write_regions(peaks, run.path)))}")
-        return _run(config, data, model, run, options)
+        return _run(config, data, model, {"name": config.model, "digest": digest.get("model"), **known}, run, options)
     except OSError as error:
         raise RunFault(f"{error.filename or out}: {error.strerror or error}. {run.saved_sentence()}") from error
     finally:
@@ -208,14 +219,57 @@ def build_model(
     return HADForSequenceClassification(heads, student).to(device), digest
 
 
+def estimate_seconds(config: FinetuneConfig, data: FinetuningData, model: SequenceClassifier) -> float:
+    """About how long the run will take on this machine: a pass over some rows is timed, and the rest follows."""
+    order = np.random.default_rng(0).permutation(len(data.train))
+    chosen = order[: 1 + int(np.searchsorted(np.cumsum(data.train.lengths[order]), _TIMED_LETTERS))]
+    ids, mask = collate([data.train.codes[i] for i in chosen])
+    elapsed = 0.0
+    for _ in range(2):
+        # The second time counts: the first may compile.
+        started = time.monotonic()
+        with torch.set_grad_enabled(not config.freeze):
+            total = model(ids, mask, conjoin=False).logits.float().sum()
+            if not config.freeze:
+                total.backward()
+        total.item()
+        elapsed = time.monotonic() - started
+    model.zero_grad(set_to_none=True)
+    each = elapsed / int(data.train.lengths[chosen].sum())
+    train, valid = (int(part.lengths.sum()) for part in (data.train, data.valid))
+    test = 0 if data.test is None else int(data.test.lengths.sum())
+    if config.freeze:
+        return 2 * each * (train + valid + test)
+    epochs = config.training.epochs
+    return each * (epochs * train + _FORWARD * ((epochs + 3) * valid + 1.5 * test))
+
+
 def fit_model(
-    config: FinetuneConfig, data: FinetuningData, model: Classifier, advance: Progress | None = None
+    config: FinetuneConfig,
+    data: FinetuningData,
+    model: Classifier,
+    advance: Progress | None = None,
+    *,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    states: Path | None = None,
+    save_seconds: float = 0.0,
 ) -> tuple[FitResult[Classifier], dict[str, Any]]:
     """Fine-tune without a run folder, as a benchmark does: the result, and the scores of its one test (or {}).
 
-    ``advance`` is told the rows of every batch.
+    Parameters
+    ----------
+    config, data, model
+        Recipe, rows, and the model to train.
+    advance, log
+        Are told the rows of every batch, and the scores of every epoch.
+    states, save_seconds
+        Folder that keeps the state after an epoch, not more often than this; what it holds is gone on from. It must be
+        of nothing but this model, data and recipe.
     """
-    result = _fit(config, data, model).run(advance=advance)
+    resume_from = None if states is None else latest_valid(states)[0]
+    result = _fit(config, data, model).run(
+        log=log, advance=advance, checkpoints=states, resume_from=resume_from, save_seconds=save_seconds
+    )
     return result, scores_of_test(result.model, data, config.freeze)
 
 
@@ -243,6 +297,7 @@ def _run(
     config: FinetuneConfig,
     data: FinetuningData,
     model: HADForSequenceClassification,
+    base: dict[str, Any],
     run: RunFolder,
     options: RunOptions,
 ) -> dict[str, Any]:
@@ -260,7 +315,7 @@ def _run(
     if not result.finished:
         say(f"stopped after epoch {result.epochs_run}. {run.saved_sentence()}")
         return {}
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - start + result.seconds_before
     scores = scores_of_test(result.model, data, config.freeze)
     report: dict[str, Any] = {
         "task": data.task.kind,
@@ -281,81 +336,15 @@ def _run(
         "seconds": round(seconds, 1),
         "machine": f"{result.model.device.type}, {torch.get_num_threads()} thread(s), {platform.machine()}",
         "data": data.facts,
+        "data_sha256": data.digests,
     }
     shown = data.test if data.test is not None else data.valid
     name = "test" if data.test is not None else "validation"
-    report |= _tables(result.model, shown, name, run.path, data)
+    report |= draw_tables(result.model, shown, name, run.path, data)
     result.model.save_pretrained(run.path / "model")
-    text = json.dumps(_json_ready(report), indent=1, ensure_ascii=False, allow_nan=False)
+    write_card(run.path / "model", config, report, base, sys.argv)
+    text = json.dumps(json_ready(report), indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write_text(run.path / "metrics.json", text + "\n")
-    for line in _summary(report, run.path):
+    for line in summary(report, run.path):
         say(line)
     return report
-
-
-def _tables(
-    model: HADForSequenceClassification, part: Part, name: str, folder: Path, data: FinetuningData
-) -> dict[str, Any]:
-    """Confusion matrix of one split, and its pictures."""
-    logits = predict_logits(model, part, model.config.conjoin)
-    outputs = model.probabilities(torch.from_numpy(logits)).numpy().astype(np.float64)
-    draw_pictures(folder, data.task, part.targets, outputs, name)
-    if data.task.kind not in ("binary", "multiclass"):
-        return {}
-    classes = list(data.task.classes)
-    known = part.targets != UNSEEN
-    true = np.where(known, part.targets, len(classes))
-    matrix = confusion_matrix(true, outputs.argmax(1), len(classes) + int(not known.all()))
-    rows = classes if known.all() else [*classes, "(not in train)"]
-    return {
-        "confusion": {"split": name, "true": rows, "predicted": classes, "counts": matrix[:, : len(classes)].tolist()}
-    }
-
-
-def _describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
-    sizes = ", ".join(f"{name} {fact['rows']:,}" for name, fact in data.facts.items() if isinstance(fact, dict))
-    shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
-    lines = [
-        f"{config.data}: {data.task.kind} ({shown}); rows: {sizes}",
-        f"validation: {data.split}",
-        f"model: {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters"
-        + (", frozen but for the head" if config.freeze else "")
-        + f", on {model.device.type}",
-    ]
-    for name, fact in data.facts.items():
-        if not isinstance(fact, dict):
-            continue
-        for reason, count in fact["dropped"].items():
-            where = [str(line) for line, why in fact["dropped_lines"] if why == reason]
-            lines.append(f"{name}: {count:,} dropped for {reason} (line {', '.join(where[:5])})")
-        if unseen := fact.get("labels_not_in_train"):
-            lines.append(f"{name}: labels that no training row has, which count as errors: {', '.join(unseen[:5])}")
-        for key in ("duplicated_ids", "duplicated_sequences"):
-            if fact[key]:
-                lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
-    if data.facts["test_rows_also_in_train"]:
-        lines.append(f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train (on either strand)")
-    if data.facts["cut_to_max_length"]:
-        lines.append(f"{data.facts['cut_to_max_length']:,} sequences cut to their middle {config.max_length:,} bp")
-    return lines
-
-
-def _summary(report: dict[str, Any], folder: Path) -> list[str]:
-    metric = report["metric"]
-    lines = [f"validation (it chose epoch {report['best_epoch']}): {metric} {report['validation'][metric]:.4f}"]
-    for name in ("test", "test_not_in_train"):
-        if name in report:
-            lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
-    if "test" not in report:
-        lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
-    lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
-    return lines
-
-
-def _json_ready(value: Any) -> Any:
-    """NaN as null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_ready(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

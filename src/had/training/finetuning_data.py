@@ -304,7 +304,10 @@ def hold_out(
                 held.update(group_rows)
                 taken += len(group_rows)
     if not held:
-        raise UserError(f"{len(rows)} rows are too few, or too much alike, to hold some out for {what}; add rows")
+        raise UserError(
+            f"{len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out for "
+            f"{what}; add rows, give rows of your own to validate with, or use --split random"
+        )
     kept = [row for i, row in enumerate(rows) if i not in held]
     out = [rows[i] for i in sorted(held)]
     if mode == "random":
@@ -334,6 +337,8 @@ def _facts(
             fact["classes"] = {c: int((labels == i).sum()) for i, c in enumerate(task.classes)}
             if (labels == UNSEEN).any():
                 fact["rows_of_unseen_labels"] = int((labels == UNSEEN).sum())
+        elif task.kind == "multilabel" and parts[name].targets.shape[1] > len(task.classes):
+            fact["rows_of_unseen_labels"] = int(parts[name].targets[:, -1].sum())
         if unseen := unseen_labels(rows, task):
             fact["labels_not_in_train"] = unseen
         facts[name] = fact

@@ -2,11 +2,12 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,77 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from had.console import Progress
-from had.errors import RunFault, UserError
+from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.finetuning_data import Part, augmented, collate, make_batches, portions
-from had.training.finetuning_scores import LETTERS_PER_PASS, or_worst, pooled_features, predict_logits, score_logits
+from had.training.finetuning_recipe import FitConfig, chosen_metric
+from had.training.finetuning_scores import (
+    Diverged,
+    or_worst,
+    pooled_features,
+    predict_logits,
+    score_logits,
+)
 from had.training.optimizer_state import optimizer_tensors, restore_optimizer
 from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
 
 Classifier = TypeVar("Classifier", bound=SequenceClassifier)
 """Whatever model is fine-tuned: the same kind comes back."""
-
-_OF_CLASSES = ("mcc", "accuracy", "macro_f1", "auroc", "auprc")
-METRICS_OF = {
-    "binary": _OF_CLASSES,
-    "multiclass": _OF_CLASSES,
-    "multilabel": (*_OF_CLASSES, "exact_match"),
-    "regression": ("pearson", "spearman", "r2"),
-}
-"""What a task may be judged by; the first is the default."""
-
-
-@dataclass
-class FitConfig:
-    """How a model is fine-tuned; the defaults are meant for every task."""
-
-    epochs: int = 10
-    """Passes over the training rows of the whole schedule."""
-    batch_size: int = 64
-    """Rows per optimizer step."""
-    lr: float | None = None
-    """Peak learning rate; null: 1e-3, and 1e-2 for the head of a frozen student."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of weight matrices."""
-    warmup: float = 0.05
-    """Share of the steps with a rising learning rate; a cosine down to 0 follows."""
-    dropout: float = 0.1
-    """Share of the pooled features hidden in training."""
-    label_smoothing: float = 0.0
-    """Share of the probability given to all classes alike."""
-    ema: float = 0.99
-    """Decay of the average of weights that is validated and saved, reached gradually; 0: the weights as they are."""
-    rc_augment: bool = True
-    """Show each training row on either strand."""
-    shift: int = 2
-    """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
-    conjoin: Literal["off", "on", "auto"] = "auto"
-    """Average the logits of both strands in prediction; auto: where validation is better with it."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: each class weighs the same in the loss."""
-    patience: int = 0
-    """Stop after so many epochs without a better validation score; 0: never."""
-    metric: str = "auto"
-    """What early stopping and the best checkpoint go by; auto: mcc, for regression pearson."""
-    precision: Literal["auto", "float32", "bf16"] = "float32"
-    """bf16 autocast or float32 in training; validation, test and prediction are float32."""
-    letters_per_pass: int = LETTERS_PER_PASS
-    """Letters, padding included, in one forward pass in training; bounds memory, changes sums in the last bits only."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning with a UserError."""
-        for name in ("epochs", "batch_size", "letters_per_pass"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("warmup", "dropout", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
-        for name in ("shift", "patience", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
-        if self.lr is not None and not self.lr > 0:
-            raise UserError(f"lr must be above 0; got {self.lr}")
 
 
 @dataclass
@@ -104,15 +51,8 @@ class FitResult(Generic[Classifier]):
     """Validation score by ``off`` and ``on``, where both were measured."""
     finished: bool
     """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
-
-
-def chosen_metric(task: str, metric: str) -> str:
-    """The metric that early stopping goes by; UserError where the task has none of that name."""
-    if metric == "auto":
-        return METRICS_OF[task][0]
-    if metric not in METRICS_OF[task]:
-        raise UserError(f"the metric of {task} is one of {', '.join(METRICS_OF[task])}; got {metric!r}")
-    return metric
+    seconds_before: float
+    """Spent on epochs before an interruption; 0 where there was none."""
 
 
 def _loss_sum(model: SequenceClassifier, logits: Tensor, y: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
@@ -167,15 +107,20 @@ class Fit(Generic[Classifier]):
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
         lr = config.lr if config.lr is not None else 1e-2 if freeze else 1e-3
-        self.schedule = OptimizerConfig(
-            lr=lr, min_lr=0.0, start_lr=0.0, weight_decay=config.weight_decay, warmup_steps=round(config.warmup * total)
+        schedule = OptimizerConfig(
+            config.optimizer, lr, 0.0, 0.0, round(config.warmup * total), weight_decay=config.weight_decay
         )
         self.total = total
-        self.optimizers = build_optimizers(model, self.schedule)
+        self.optimizers = build_optimizers(model, schedule)
+        if config.optimizer == "muon" and len(self.optimizers) == 1:
+            raise UserError("nothing that is trained here is a weight matrix of a layer: use the optimizer adamw")
+        muon = replace(schedule, lr=lr if config.muon_lr is None else config.muon_lr)
+        self.schedules = [schedule, muon][: len(self.optimizers)]
         self.class_weights = None
         if config.class_weights == "balanced":
             self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
         self.epoch = self.best_epoch = 0
+        self.seconds = self.seconds_before = 0.0
         self.best_key: tuple[float, float] | None = None
         self.best: dict[str, Tensor] = {}
 
@@ -187,22 +132,38 @@ class Fit(Generic[Classifier]):
         checkpoints: Path | None = None,
         resume_from: Path | None = None,
         stop_after: int | None = None,
+        save_seconds: float = 0.0,
     ) -> FitResult[Classifier]:
         """Train to the end of the schedule, or until patience ends or epoch ``stop_after`` is done.
 
+        Parameters
+        ----------
+        log, advance
+            Are told the scores of every epoch, and the rows of every batch.
+        checkpoints, save_seconds
+            Folder in which the state is saved after an epoch, not more often than this.
+        resume_from
+            A checkpoint of the same model, data, recipe and seed: what follows is, bit for bit, what would have.
+        stop_after
+            Epoch to stop after.
+
         Raises
         ------
+        Diverged
+            If the loss is not finite.
         RunFault
-            If the loss is not finite, or the disk is full.
+            If the disk is full.
         """
         config = self.config
         advance = advance or Progress()
         if resume_from is not None:
             self._load(resume_from)
             advance.skip(self.epoch * len(self.train))
+        saved = time.monotonic()
         while self.epoch < config.epochs and not self._out_of_patience():
             if stop_after is not None and self.epoch >= stop_after:
                 break
+            started = time.monotonic()
             loss = self._one_epoch(advance)
             scores = score_logits(
                 self.model, self.valid.targets, predict_logits(self.shadow, self.valid, config.conjoin == "on")
@@ -220,15 +181,17 @@ class Fit(Generic[Classifier]):
                 common = {"epoch": self.epoch, "step": step, "bp": bp}
                 log({"split": "train", **common, "loss": loss, "lr": self._rate(step - 1)})
                 log({"split": "validation", **common, **scores})
-            if checkpoints is not None:
+            self.seconds += time.monotonic() - started
+            if checkpoints is not None and time.monotonic() - saved >= save_seconds:
                 self._save(checkpoints)
+                saved = time.monotonic()
         return self._result()
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.epoch - self.best_epoch >= self.config.patience
 
-    def _rate(self, step: int) -> float:
-        return learning_rate(step, self.total, self.schedule)
+    def _rate(self, step: int, number: int = 0) -> float:
+        return learning_rate(step, self.total, self.schedules[number])
 
     def _one_epoch(self, advance: Progress) -> float:
         config, model = self.config, self.model
@@ -254,11 +217,11 @@ class Fit(Generic[Classifier]):
                 loss.backward()
                 batch_loss += loss.item()
             if not math.isfinite(batch_loss):
-                raise RunFault(f"the loss is not finite in epoch {self.epoch + 1}; lower lr and start into a new --out")
+                raise Diverged(f"the loss is not finite in epoch {self.epoch + 1}; lower lr and start into a new --out")
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
             step = self.epoch * self.steps_per_epoch + number
-            set_learning_rate(self.optimizers, self._rate(step))
-            for optimizer in self.optimizers:
+            for which, optimizer in enumerate(self.optimizers):
+                set_learning_rate([optimizer], self._rate(step, which))
                 optimizer.step()
             self._average(step)
             sums += batch_loss * len(batch)
@@ -303,7 +266,9 @@ class Fit(Generic[Classifier]):
         model.config.conjoin = self.model.config.conjoin = conjoin
         done = self.epoch >= config.epochs or self._out_of_patience()
         both = {"on" if side else "off": scores.get(self.metric, math.nan) for side, (_, scores) in scored.items()}
-        return FitResult(model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done)
+        return FitResult(
+            model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done, self.seconds_before
+        )
 
     def _save(self, folder: Path) -> None:
         tensors = {f"module/{k}": v for k, v in self.model.state_dict().items()}
@@ -315,7 +280,8 @@ class Fit(Generic[Classifier]):
             tensors.update(own)
             states.append(state)
         key = None if self.best_key is None else [repr(value) for value in self.best_key]
-        extra = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_key": key, "optimizers": states}
+        extra: dict[str, Any] = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_key": key}
+        extra |= {"optimizers": states, "seconds": self.seconds}
         save_checkpoint(folder, self.epoch * self.steps_per_epoch, tensors, extra, keep=1)
 
     def _load(self, path: Path) -> None:
@@ -334,4 +300,5 @@ class Fit(Generic[Classifier]):
             own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}
             restore_optimizer(optimizer, self.model.named_parameters(), own, saved, prefix=f"optimizer{i}")
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
+        self.seconds = self.seconds_before = float(state.get("seconds", 0.0))
         self.best_key = tuple(float(value) for value in state["best_key"]) if state["best_key"] else None  # type: ignore[assignment]

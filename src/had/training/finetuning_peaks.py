@@ -77,7 +77,9 @@ def load_peaks(
         offset = genome.contig(region.contig).offset
         letters = decode(genome.codes[offset + region.start : offset + region.end])
         locus = Locus(region.contig, region.start, region.end)
-        given[region.split].append(LabelledRow(number, number, letters, region.label, region.name, locus))
+        # Background bears its peak's name: that is no repetition.
+        name = f"{region.label} {region.name}"
+        given[region.split].append(LabelledRow(number, number, letters, region.label, name, locus))
     if not given["train"]:
         raise UserError(f"{path}: the contigs named for validation and test hold all peaks; none is left to train on")
     data = prepare_rows(

@@ -19,6 +19,10 @@ LETTERS_PER_PASS = 32_768
 """Letters, padding included, in one forward pass; bounds memory."""
 
 
+class Diverged(RunFault):
+    """Training that has left the finite numbers; at a lower learning rate it may not."""
+
+
 @torch.no_grad()
 def pooled_features(model: SequenceClassifier, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
     """Pooled features (n, 2, D) float32 of both strands, on the model's device."""
@@ -57,15 +61,16 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
     """Metrics and loss of logits (n, K) against targets.
 
     A row whose label no training row has counts as an error in mcc, accuracy and macro_f1, and is left out of the
-    areas and of the loss, which have no place for it.
+    areas and of the loss, which have no place for it. Of multilabel, a column behind those of the labels (see
+    `had.dna.labelled_tasks.targets`) is one that the model never predicts.
 
     Raises
     ------
-    RunFault
+    Diverged
         If a logit is not finite.
     """
     if not np.isfinite(logits).all():
-        raise RunFault("the model's outputs are not finite: lower lr and start into a new --out")
+        raise Diverged("the model's outputs are not finite: lower lr and start into a new --out")
     task, tensor = model.config.task, torch.from_numpy(np.asarray(logits, dtype=np.float32))
     if task == "regression":
         values = logits[:, 0].astype(np.float64)
@@ -73,9 +78,14 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
         return {**metrics.compute(task, targets, values), "loss": metrics.mse(targets, values) / scale}
     probabilities = model.probabilities(tensor).numpy().astype(np.float64)
     if task == "multilabel":
-        loss = F.binary_cross_entropy_with_logits(tensor, torch.from_numpy(targets).float()).item()
-        predicted = (probabilities >= 0.5).astype(np.int64)
-        return {**metrics.compute(task, targets.astype(np.int64), predicted, probabilities), "loss": loss}
+        true = targets.astype(np.int64)
+        known = true[:, : probabilities.shape[1]]
+        loss = F.binary_cross_entropy_with_logits(tensor, torch.from_numpy(known).float()).item()
+        predicted = np.zeros_like(true)
+        predicted[:, : known.shape[1]] = probabilities >= 0.5
+        areas = metrics.compute(task, known, predicted[:, : known.shape[1]], probabilities)
+        result = metrics.compute(task, true, predicted)
+        return {**result, "auroc": areas["auroc"], "auprc": areas["auprc"], "loss": loss}
     known = targets != UNSEEN
     true = np.where(known, targets, len(model.config.classes))
     result = metrics.compute("multiclass", true, probabilities.argmax(1))

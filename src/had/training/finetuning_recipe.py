@@ -1,0 +1,85 @@
+"""How a model is fine-tuned: the recipe's keys, their defaults, and what a task may be judged by."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from had.errors import UserError
+from had.training.finetuning_scores import LETTERS_PER_PASS
+
+_OF_CLASSES = ("mcc", "accuracy", "macro_f1", "auroc", "auprc")
+METRICS_OF = {
+    "binary": _OF_CLASSES,
+    "multiclass": _OF_CLASSES,
+    "multilabel": (*_OF_CLASSES, "exact_match"),
+    "regression": ("pearson", "spearman", "r2"),
+}
+"""What a task may be judged by; the first is the default."""
+
+
+@dataclass
+class FitConfig:
+    """How a model is fine-tuned; the defaults are meant for every task."""
+
+    epochs: int = 10
+    """Passes over the training rows of the whole schedule."""
+    batch_size: int = 64
+    """Rows per optimizer step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the weight matrices of the layers and AdamW for the rest (head, embedding, norms, gates)."""
+    lr: float | None = None
+    """Peak learning rate; null: 1e-3, and 1e-2 for the head of a frozen student. With muon that of AdamW's part."""
+    muon_lr: float | None = None
+    """Peak learning rate of Muon's matrices, whose updates have the usual size of AdamW's; null: as lr."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of weight matrices."""
+    warmup: float = 0.05
+    """Share of the steps with a rising learning rate; a cosine down to 0 follows."""
+    dropout: float = 0.1
+    """Share of the pooled features hidden in training."""
+    label_smoothing: float = 0.0
+    """Share of the probability given to all classes alike."""
+    ema: float = 0.99
+    """Decay of the average of weights that is validated and saved, reached gradually; 0: the weights as they are."""
+    rc_augment: bool = True
+    """Show each training row on either strand."""
+    shift: int = 2
+    """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
+    conjoin: Literal["off", "on", "auto"] = "auto"
+    """Average the logits of both strands in prediction; auto: where validation is better with it."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs the same in the loss."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation score; 0: never."""
+    metric: str = "auto"
+    """What early stopping and the best checkpoint go by; auto: mcc, for regression pearson."""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """bf16 autocast or float32 in training; validation, test and prediction are float32."""
+    letters_per_pass: int = LETTERS_PER_PASS
+    """Letters, padding included, in one forward pass in training; bounds memory, changes sums in the last bits only."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a UserError."""
+        for name in ("epochs", "batch_size", "letters_per_pass"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("warmup", "dropout", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1; got {getattr(self, name)}")
+        for name in ("shift", "patience", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("lr", "muon_lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be above 0; got {value}")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            raise UserError(f"muon_lr goes with the optimizer muon; got optimizer {self.optimizer}")
+
+
+def chosen_metric(task: str, metric: str) -> str:
+    """The metric that early stopping goes by; UserError where the task has none of that name."""
+    if metric == "auto":
+        return METRICS_OF[task][0]
+    if metric not in METRICS_OF[task]:
+        raise UserError(f"the metric of {task} is one of {', '.join(METRICS_OF[task])}; got {metric!r}")
+    return metric

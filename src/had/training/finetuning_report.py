@@ -1,0 +1,152 @@
+"""What a fine-tuning says and writes of itself: lines for people, confusion, pictures, the model's card."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from had.config import to_dict
+from had.dna.labelled_tasks import UNSEEN
+from had.files import atomic_write_text
+from had.metrics import confusion_matrix
+from had.models.heads import HADForSequenceClassification
+from had.models.saving import CARD_FILE, TUNING_FILE
+from had.training.finetuning_card import finetuned_card
+from had.training.finetuning_data import FinetuningData, Part
+from had.training.finetuning_plots import draw_pictures
+from had.training.finetuning_scores import predict_logits
+from had.training.provenance import circumstances
+
+if TYPE_CHECKING:
+    from had.training.finetuning import FinetuneConfig
+
+_SCORES = ("validation", "test", "test_not_in_train")
+
+
+def draw_tables(
+    model: HADForSequenceClassification, part: Part, name: str, folder: Path, data: FinetuningData
+) -> dict[str, Any]:
+    """Confusion matrix of one split, and its pictures."""
+    logits = predict_logits(model, part, model.config.conjoin)
+    outputs = model.probabilities(torch.from_numpy(logits)).numpy().astype(np.float64)
+    draw_pictures(folder, data.task, part.targets, outputs, name)
+    if data.task.kind not in ("binary", "multiclass"):
+        return {}
+    classes = list(data.task.classes)
+    known = part.targets != UNSEEN
+    true = np.where(known, part.targets, len(classes))
+    matrix = confusion_matrix(true, outputs.argmax(1), len(classes) + int(not known.all()))
+    rows = classes if known.all() else [*classes, "(not in train)"]
+    return {
+        "confusion": {"split": name, "true": rows, "predicted": classes, "counts": matrix[:, : len(classes)].tolist()}
+    }
+
+
+def describe(config: "FinetuneConfig", data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
+    """Lines that say what will be done with what, before it is done."""
+    sizes = ", ".join(f"{name} {fact['rows']:,}" for name, fact in data.facts.items() if isinstance(fact, dict))
+    shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
+    lines = [
+        f"{config.data}: {data.task.kind} ({shown}); rows: {sizes}",
+        f"validation: {data.split}",
+        f"model: {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters"
+        + (", frozen but for the head" if config.freeze else "")
+        + f", on {model.device.type}",
+    ]
+    for name, fact in data.facts.items():
+        if not isinstance(fact, dict):
+            continue
+        for reason, count in fact["dropped"].items():
+            where = [str(line) for line, why in fact["dropped_lines"] if why == reason]
+            lines.append(f"{name}: {count:,} dropped for {reason} (line {', '.join(where[:5])})")
+        if unseen := fact.get("labels_not_in_train"):
+            lines.append(f"{name}: labels that no training row has, which count as errors: {', '.join(unseen[:5])}")
+        for key in ("duplicated_ids", "duplicated_sequences"):
+            if fact[key]:
+                lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
+    if data.facts["test_rows_also_in_train"]:
+        lines.append(f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train (on either strand)")
+    if data.facts["cut_to_max_length"]:
+        lines.append(f"{data.facts['cut_to_max_length']:,} sequences cut to their middle {config.max_length:,} bp")
+    return lines
+
+
+def summary(report: dict[str, Any], folder: Path) -> list[str]:
+    """Lines that say how it went."""
+    metric = report["metric"]
+    lines = [f"validation (it chose epoch {report['best_epoch']}): {metric} {report['validation'][metric]:.4f}"]
+    for name in ("test", "test_not_in_train"):
+        if name in report:
+            lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
+    if "test" not in report:
+        lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
+    lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
+    return lines
+
+
+def json_ready(value: Any) -> Any:
+    """NaN as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def write_card(
+    folder: Path, config: "FinetuneConfig", report: Mapping[str, Any], base: Mapping[str, Any], command: Sequence[str]
+) -> None:
+    """Write ``README.md`` and ``finetuning.json`` beside the weights.
+
+    Parameters
+    ----------
+    folder
+        Of the model.
+    config, report
+        What was asked for, and ``metrics.json``.
+    base
+        Name, digest and `had.training.finetuning_card.known_of_base` of the student it came from.
+    command
+        As in ``run.json``.
+
+    Raises
+    ------
+    RunFault
+        If the disk refused.
+    """
+    both = report["conjoin_validation"]
+    asked = config.training.conjoin
+    reason = (
+        "as asked for" if asked != "auto" else ", ".join(f"{k} {v:.4f}" for k, v in both.items()) + " in validation"
+    )
+    made = circumstances(command, {}, config.seed, None, 1)
+    rows = {name: fact["rows"] for name, fact in report["data"].items() if isinstance(fact, dict)}
+    facts = {
+        "task": report["task"],
+        "classes": report["classes"],
+        "base": dict(base),
+        "frozen": config.freeze,
+        "data": config.data,
+        "digests": report["data_sha256"],
+        "rows": rows,
+        "split": report["validation_split"],
+        "test_rows_also_in_train": report["data"]["test_rows_also_in_train"],
+        "test_rows_of_unseen_labels": report["data"].get("test", {}).get("rows_of_unseen_labels", 0),
+        "metric": report["metric"],
+        "scores": {name: report[name] for name in _SCORES if name in report},
+        "epoch": report["best_epoch"],
+        "conjoin": report["conjoin"],
+        "conjoin_reason": reason,
+        "training": to_dict(config.training),
+        "seed": config.seed,
+        "command": shlex.join(["had", *command[1:]]),
+        "machine": report["machine"],
+        **{key: made[key] for key in ("date", "had", "torch")},
+    }
+    ready = json_ready(facts)
+    atomic_write_text(folder / TUNING_FILE, json.dumps(ready, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_text(folder / CARD_FILE, finetuned_card(ready))
