@@ -8,11 +8,14 @@ and can start its account anew, so one process measures cell after cell; after a
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from cells import Unavailable
 
 _HERE = Path(__file__).resolve().parent
 PRELOAD = "HAD_BENCHMARK_PRELOAD"
@@ -28,14 +31,18 @@ class Died(Exception):
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer calls (function, arguments) until the pipe is closed."""
+    """Answer calls (module, function, arguments) until the pipe is closed."""
     # Where memory runs out, the system is to end this process rather than another.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     with suppress(EOFError, KeyboardInterrupt):
         while True:
-            function, arguments = pipe.recv()
-            pipe.send(function(*arguments))
+            module, function, arguments = pipe.recv()
+            try:
+                answer = getattr(import_module(module), function)(*arguments), None
+            except Unavailable as reason:
+                answer = None, reason
+            pipe.send(answer)
 
 
 class Workers:
@@ -76,11 +83,13 @@ class Workers:
             self._process.join()
             self._process = None
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float) -> Any:
-        """Give what ``function(*arguments)`` returns in a process of this pool; it must be a module's own function.
+    def call(self, place: str, arguments: tuple[Any, ...], limit: float) -> Any:
+        """Give what a function, named as ``module:function``, returns in such a process.
 
         Raises
         ------
+        Unavailable
+            The function says so.
         TookTooLong
             After ``limit`` seconds.
         Died
@@ -90,11 +99,11 @@ class Workers:
             self._start()
         began = time.monotonic()
         try:
-            self._pipe.send((function, arguments))
+            self._pipe.send((*place.split(":"), arguments))
             while not self._pipe.poll(max(0.0, min(0.5, limit - (time.monotonic() - began)))):
                 if time.monotonic() - began >= limit:
                     raise TookTooLong
-            answer = self._pipe.recv()
+            answer, reason = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             self._process.join(5)
             code = self._process.exitcode
@@ -106,6 +115,6 @@ class Workers:
             raise
         if not self._keep:
             self.stop()
+        if reason is not None:
+            raise reason
         return answer
-
-
