@@ -10,7 +10,7 @@ OPS = (
     "flash-linear-attention",
     "softmax attention",
 )
-"""The gated delta rule (H 2, K 32, V 64: one direction of a student's layer), and attention of equal width H·V = 128."""
+"""The gated delta rule (H 2, K 32, V 64: one direction of a student's layer), and attention of equal width, H·V."""
 MODELS = (
     HAD,
     RULE,

@@ -24,7 +24,7 @@ from cells import HAD, KINDS, MODELS, NEEDS, OPS, RULE, Cell, Unavailable
 from had.errors import UserError
 from had.files import atomic_write_text
 from machine import describe, digest_of, occasion
-from markdown import report
+from presentation import report
 from results import Results, Row, forecast
 from workers import Died, TookTooLong, Workers
 

@@ -104,10 +104,12 @@ def _every_cell(rows: dict[Cell, Row]) -> str:
 def report(results: Results) -> str:
     """The whole Markdown of one setup."""
     setup, rows = results.setups[results.setup], results.rows()
-    order = {name: place for place, name in enumerate((*OPS, *MODELS))}
-    rows = dict(
-        sorted(rows.items(), key=lambda p: (p[0].part != "op", KINDS.index(p[0].kind), order[p[0].what], p[0].length))
-    )
+    names = {"op": OPS, "model": MODELS}
+
+    def place(cell: Cell) -> tuple[int, int, int, int]:
+        return len(cell.part), KINDS.index(cell.kind), names[cell.part].index(cell.what), cell.length
+
+    rows = {cell: rows[cell] for cell in sorted(rows, key=place)}
     limit = setup["limit"]
     about = (
         f"{number(limit['gflop_per_s'])} GFLOP/s, a {limit['size']:,} x {limit['size']:,} {limit['dtype']} matrix "
