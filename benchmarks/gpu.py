@@ -56,7 +56,7 @@ class Step:
 def steps(out: Path, device: str) -> list[Step]:
     """All steps, in their order."""
     python, tiny = sys.executable, device == "cpu"
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "--durations=5"]
     triton = "tests/ops/test_triton_backend.py"
     steps_of_training, batch = ("2", "2") if tiny else ("60", "256")
     training = [
@@ -73,7 +73,7 @@ def steps(out: Path, device: str) -> list[Step]:
     def benchmark(script: str, folder: str, limit: float, more: list[str]) -> list[str]:
         budget = f"{max(1.0, limit - AT_THE_END):.0f}"
         where = ["--out", str(out / folder), "--device", device, "--budget-seconds", budget]
-        return [python, str(ROOT / "benchmarks" / script), *where, *(more if tiny else [])]
+        return [python, str(ROOT / "benchmarks" / script), *where, *more]
 
     return [
         Step("triton-tests", 2.0, lambda limit: [*pytest, triton, f"--junitxml={out / 'triton-tests.xml'}"]),
@@ -86,10 +86,14 @@ def steps(out: Path, device: str) -> list[Step]:
         Step(
             "long-inputs",
             1.5,
-            lambda limit: benchmark("long_inputs.py", "long-inputs", limit, small_inputs),
+            lambda limit: benchmark("long_inputs.py", "long-inputs", limit, small_inputs if tiny else []),
             lambda folder: json.loads((folder / "long-inputs" / "long_inputs.json").read_text("utf-8"))["rows"],
         ),
-        Step("table", 4.0, lambda limit: benchmark("table.py", "table", limit, small_table)),
+        Step(
+            "table",
+            4.0,
+            lambda limit: benchmark("table.py", "table", limit, small_table if tiny else ["--cell-seconds", "0.3"]),
+        ),
     ]
 
 
@@ -123,7 +127,8 @@ def run(command: list[str], log: Path, limit: float) -> int | None:
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads a group, and what it has started: kindly, then not."""
-    for how, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+    # An interrupted pytest still says what it has found.
+    for how, patience in ((signal.SIGINT, 3.0), (signal.SIGKILL, 3.0)):
         try:
             os.killpg(process.pid, how)
         except (ProcessLookupError, PermissionError):
@@ -212,8 +217,10 @@ def main() -> None:
             print(f"{step.name}, at most {limit:.0f} s or more:\n    {shlex.join(step.command(limit))}")
         return
     out.mkdir(parents=True, exist_ok=True)
-    summary["device"] = options.device
+    # Whoever ends this script ends its steps, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     summary |= {
+        "device": options.device,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": shlex.join(["python", *sys.argv]),
         "gpu": gpu_name(),
