@@ -88,8 +88,8 @@ def reason_to_skip(cell: Cell, results: Results, budget: Budget, free_mib: float
         if need > left:
             return f"would take about {need:.0f} s; {left:.0f} s of the budget are left"
     memory = forecast(results.points(cell, "peak_mib"), cell.length)
-    if memory is not None and MARGIN * memory * cell.batch > free_mib:
-        return f"would need about {memory * cell.batch:,.0f} MiB; {free_mib:,.0f} are free"
+    if memory is not None and (need := MARGIN * memory * cell.batch) > free_mib:
+        return f"would need up to {need:,.0f} MiB; {free_mib:,.0f} are free"
     return None
 
 
