@@ -5,7 +5,7 @@ from dataclasses import dataclass
 HAD, RULE = "had", "transformers' chunk rule"
 OPS = (
     HAD,
-    "had, chunked PyTorch",
+    "had (chunked)",
     RULE,
     "flash-linear-attention",
     "softmax attention",

@@ -53,7 +53,7 @@ class Op(Contender):
         super().__init__(cell)
         self.rule: Rule | None = {
             HAD: lambda: with_backend(None),
-            "had, chunked PyTorch": lambda: with_backend("chunked"),
+            "had (chunked)": lambda: with_backend("chunked"),
             RULE: transformers_rule,
             "flash-linear-attention": lambda: with_backend("fla"),
             "softmax attention": lambda: None,

@@ -94,16 +94,16 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def forecast(points: Sequence[tuple[int, float]], length: int) -> float | None:
+def forecast(points: Sequence[tuple[int, float]], length: int, from_one: float = 2.0) -> float | None:
     """What a quantity will be at a length, judged by shorter ones; None where there are none.
 
-    It is taken to go on growing as it did over the last step, at least linearly and at most with the square, and with
-    the square where only one point is known.
+    It is taken to go on growing as it did over the last step, at least linearly and at most with the square. Where only
+    one point is known ``from_one`` is the exponent.
     """
     shorter = [point for point in points if point[0] < length and point[1] > 0]
     if not shorter:
         return None
-    exponent = 2.0
+    exponent = from_one
     if len(shorter) > 1:
         (l1, y1), (l2, y2) = shorter[-2:]
         exponent = min(2.0, max(1.0, math.log(y2 / y1) / math.log(l2 / l1)))

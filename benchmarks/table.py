@@ -87,7 +87,8 @@ def reason_to_skip(cell: Cell, results: Results, budget: Budget, free_mib: float
         need = budget.need(both * per_sequence * cell.batch)
         if need > left:
             return f"would take about {need:.0f} s; {left:.0f} s of the budget are left"
-    memory = forecast(results.points(cell, "peak_mib"), cell.length)
+    # A batch of twice the length has half the sequences, so that weights would look as if they grew with the square.
+    memory = forecast(results.points(cell, "peak_mib"), cell.length, from_one=1.0)
     if memory is not None and (need := MARGIN * memory * cell.batch) > free_mib:
         return f"would need up to {need:,.0f} MiB; {free_mib:,.0f} are free"
     return None

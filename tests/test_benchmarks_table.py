@@ -79,6 +79,7 @@ def test_forecast_goes_on_as_the_last_step_between_linear_and_square() -> None:
     assert forecast([], 100) is None
     assert forecast([(100, 1.0)], 50) is None
     assert forecast([(100, 1.0)], 200) == pytest.approx(4.0)
+    assert forecast([(100, 1.0)], 200, from_one=1.0) == pytest.approx(2.0)
     assert forecast([(100, 1.0), (200, 1.1)], 400) == pytest.approx(2.2)
     assert forecast([(100, 1.0), (200, 16.0)], 400) == pytest.approx(64.0)
     assert forecast([(100, 1.0), (200, 2**1.5)], 400) == pytest.approx(8.0)
@@ -88,7 +89,7 @@ def test_what_does_not_fit_is_written_with_its_reason(tmp_path: Path) -> None:
     time_short = fill(open_results(tmp_path / "a"), at(1000, 2000, 1_000_000), seconds=60)
     assert [time_short[n] for n in (1000, 2000)] == ["measured"] * 2
     assert time_short[1_000_000].startswith("skipped: would take about 1000 s; ")
-    memory_short = fill(open_results(tmp_path / "b"), at(500, 1000, 2000, 4000), free=4500)
+    memory_short = fill(open_results(tmp_path / "b"), at(1000, 2000, 4000), free=4500)
     assert memory_short[2000] == "measured"
     assert memory_short[4000] == "skipped: would need up to 4,800 MiB; 4,500 are free"
     none_left = fill(open_results(tmp_path / "c"), at(1000), seconds=0)
@@ -203,7 +204,7 @@ def test_repetitions_end_with_the_time_that_a_cell_has() -> None:
 
 def test_a_ratio_of_different_things_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAD_BACKEND", "chunked")
-    cell = Cell("op", "had, chunked PyTorch", "forward", 40, 1, 1, "float32", "cpu", against="softmax attention")
+    cell = Cell("op", "had (chunked)", "forward", 40, 1, 1, "float32", "cpu", against="softmax attention")
     assert measure.measure(cell, 0.01)["status"].startswith("failed: ValueError: the two outputs differ by ")
     same = measure.measure(replace(cell, against=cell.what), 1e-9)
     assert same["status"] == "measured"
@@ -233,10 +234,10 @@ def test_a_worker_that_dies_or_hangs_is_told_apart() -> None:
 def run_table(out: Path, *more: str) -> list[dict[str, Any]]:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "table.py"), "--out", str(out), "--threads", "1", "--only", "op",
-        "--what", "forward", "--rows", "had, chunked PyTorch;softmax attention", "--letters", "64",
+        "--what", "forward", "--rows", "had (chunked),softmax attention", "--letters", "64",
         "--cell-seconds", "0.001", *more,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=None)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with open(out / "table.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -246,7 +247,7 @@ def run_table(out: Path, *more: str) -> list[dict[str, Any]]:
 def test_two_cells_are_measured_and_not_measured_again(tmp_path: Path) -> None:
     first = run_table(tmp_path, "--lengths", "64")
     assert [(row["what"], row["status"], row["batch"]) for row in first] == [
-        ("had, chunked PyTorch", "measured", "1"), ("softmax attention", "measured", "1"),
+        ("had (chunked)", "measured", "1"), ("softmax attention", "measured", "1"),
     ]  # fmt: skip
     for row in first:
         assert float(row["bp_per_s"]) == pytest.approx(64 / float(row["seconds"]), rel=1e-3)
