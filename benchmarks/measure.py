@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class Memory:
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).malloc_trim(0)
             # The kernel forgets the high-water mark; getrusage would also keep that of the process we were forked from.
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            # Where it refuses, the mark may be one that the imports left, and the result too high.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         self.before = psutil.Process().memory_info().rss
 
     def peak(self, weights: int) -> int:

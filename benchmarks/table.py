@@ -200,6 +200,8 @@ def main() -> None:
     try:
         results, free_mib, threads = open_results(options, workers)
         cells = list(all_cells(options, threads))
+        if not cells:
+            raise UserError("there is nothing to measure: no row of --rows belongs to --only.")
         first = [cell for cell in cells if cell.length == cells[0].length and cell.what == HAD and not cell.against]
         if budget.left() > 0 and not all(map(results.measured, cells)):
             with suppress(TookTooLong, Died):
