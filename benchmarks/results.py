@@ -19,7 +19,7 @@ VALUE_COLUMNS = [
     "ratio", "ratio_low", "ratio_high", "note", "status",
 ]  # fmt: skip
 COLUMNS = ["setup", *CELL_COLUMNS, *VALUE_COLUMNS]
-NUMBERS = {name for name in VALUE_COLUMNS if name not in ("note", "status")}
+NUMBERS = {name: int if name == "repeats" else float for name in VALUE_COLUMNS if name not in ("note", "status")}
 OCTAVES = 3
 """Over how many of the longest octaves growth is fitted."""
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ class Results:
                     raise UserError(f"{self.path} has other columns than this version writes; choose another --out.")
                 for row in reader:
                     self._rows[row["setup"], cell_of(row)] = {
-                        name: (float(text) if name in NUMBERS else text) for name, text in row.items() if text != ""
+                        name: NUMBERS.get(name, str)(text) for name, text in row.items() if text != ""
                     }
 
     def measured(self, cell: Cell) -> bool:

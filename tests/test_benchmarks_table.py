@@ -122,9 +122,11 @@ def test_a_later_call_goes_on_and_keeps_other_setups(tmp_path: Path) -> None:
 
     fill(open_results(tmp_path), at(128, 256), call)
     fill(open_results(tmp_path), at(512), call, seconds=0)
+    before = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
     again = open_results(tmp_path)
     assert fill(again, at(128, 256, 512), call) == dict.fromkeys((128, 256, 512), "measured")
     assert calls == [128, 256, 512]
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()[:3] == before[:3]
     assert again.rows()[at(256)[0]]["seconds"] == 0.256
     assert again.rows()[at(512)[0]]["share_of_limit"] == 0.2
     fill(open_results(tmp_path, "bbbb"), at(128), call)
