@@ -6,10 +6,12 @@ takes a detour gets no credit for it.
 
 - Gated delta rule, a token and head: forward 7·K·V (decay 1, two products with the state 4, the write 2), backward
   15·K·V more, as in the docstring of ``had.ops.cpu_kernels``; a state computed twice is counted once.
-- Softmax attention of width D over T tokens: 4·T²·D forward, twice that backward.
-- Student, Nucleotide Transformer, CNN: ``torch.utils.flop_counter`` on tensors without data, plus the rule as above.
+- Softmax attention of width D over T tokens: 4·T²·D forward.
+- Student, Nucleotide Transformer, CNN: ``torch.utils.flop_counter`` on a forward pass over tensors without data, plus
+  the rule as above.
 - Peers, which do not run without data: 2 for each weight of a linear layer and token, attention as above, and for
-  HyenaDNA's long convolutions three Fourier transforms of 2·L numbers at 2.5·N·log2 N; backward twice as much.
+  HyenaDNA's long convolutions three Fourier transforms of 2·L numbers at 2.5·N·log2 N.
+- Backward twice as much as forward for all but the rule: a product's gradients are two products of its size.
 """
 
 import math
@@ -63,13 +65,14 @@ def count(cell: Cell, model: Model | None) -> float:
     assert model is not None
     if "multimolecule" in cell.what:
         return _of_peer(model, cell)
+    # Not of a backward pass: there the counter takes depth-wise convolutions for full ones.
     with torch.device("meta"):
-        shadow = Model(replace(cell, device="meta", dtype="float32"))
+        shadow = Model(replace(cell, kind="forward", device="meta", dtype="float32"))
     student = cell.what in ("had", RULE)
     shadow.patch = lambda: plain_student(_no_rule)
     with FlopCounterMode(display=False) as counter:
         shadow.make_pass(cell.length, cell.batch)()
-    total = float(counter.get_total_flops())
+    total = (3.0 if train else 1.0) * counter.get_total_flops()
     if student:
         layers = model.module.config.recurrent_blocks  # type: ignore[union-attr]
         total += layers * 2 * rule_flops(cell.letters, HEADS, train)
