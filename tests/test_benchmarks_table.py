@@ -193,6 +193,14 @@ def test_peak_memory_is_what_was_taken_in_between() -> None:
     assert memory.peak(weights=1 << 20) == pytest.approx(65 << 20, abs=4 << 20)
 
 
+def test_peak_memory_of_training_has_weights_and_gradients() -> None:
+    # Nearly all of this network is one matrix of 21 MB.
+    cell = Cell("model", "CNN", "training", 20_000, 1, 1, "float32", "cpu")
+    weights = measure.weights_of(Model(cell)) / 2**20
+    assert measure.measure(cell, 0.0)["peak_mib"] > 1.9 * weights
+    assert weights < measure.measure(replace(cell, kind="forward"), 0.0)["peak_mib"] < 1.9 * weights
+
+
 def test_repetitions_end_with_the_time_that_a_cell_has() -> None:
     def taking(seconds: float) -> Callable[[], float]:
         return lambda: seconds
