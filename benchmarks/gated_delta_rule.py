@@ -7,51 +7,24 @@ table shows medians over the rounds and the median of the rounds' own ratios. Ne
 """
 
 import argparse
-import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from had.ops import gated_delta_rule
 from had.ops.cpu import prepare, why_unavailable
+from rules import Rule, make_inputs, transformers_rule, with_backend
 
 
-def load_baseline() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
-
-    return torch_chunk_gated_delta_rule
-
-
-def make_inputs(B: int, L: int, H: int, K: int, V: int) -> tuple[list[Tensor], Tensor]:
-    """Inputs like those of a trained layer: weak decay, writes of every strength; and an upstream gradient."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(B, L, H, K, generator=generator) for _ in range(2))
-    v, do = (torch.randn(B, L, H, V, generator=generator) for _ in range(2))
-    g = -0.1 * torch.rand(B, L, H, generator=generator)
-    beta = torch.rand(B, L, H, generator=generator)
-    return [q, k, v, g, beta], do
-
-
-def seconds(rule: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], do: Tensor, train: bool) -> float:
+def seconds(rule: Rule, inputs: list[Tensor], do: Tensor, train: bool) -> float:
     leaves = [x.detach().requires_grad_(train) for x in inputs]
     began = time.perf_counter()
     o, _ = rule(*leaves, use_qk_l2norm_in_kernel=True)
     if train:
         o.backward(do)
     return time.perf_counter() - began
-
-
-def with_backend(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    def run(*args: Tensor, **options: bool) -> tuple[Tensor, Tensor | None]:
-        os.environ["HAD_BACKEND"] = name
-        return gated_delta_rule(*args, **options)
-
-    return run
 
 
 def main() -> None:
@@ -61,7 +34,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=5, default=[8, 1024, 2, 32, 64], metavar=("B", "L", "H", "K", "V"))
     options = parser.parse_args()
 
-    rules = {"transformers": load_baseline()}
+    rules = {"transformers": transformers_rule()}
     if why_unavailable() is None:
         print(f"CPU kernels ready in {prepare():.1f} s (compiled, or loaded from the cache)\n")
         rules["cpu"] = with_backend("cpu")

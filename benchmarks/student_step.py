@@ -16,8 +16,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -26,22 +24,11 @@ from torch import Tensor
 from had.models import HADModel
 from had.models.functional import why_unavailable
 from had.training.distillation import DistillationModule, ObjectiveConfig, windows_to_batch
+from rules import plain_student, transformers_rule
 
 GROUPS = 170
 """6-mers per window; 26 are hidden, as in pre-training."""
 TEACHER_WIDTH = 256
-
-
-def load_rule() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
-
-    def rule(*inputs: Tensor, scale: float, **options: Any) -> tuple[Tensor, Tensor | None]:
-        # It has no argument for the scale, and K ** -0.5, which the student asks for, is its own.
-        assert scale == inputs[0].shape[-1] ** -0.5
-        return torch_chunk_gated_delta_rule(*inputs, **options)
-
-    return rule
 
 
 def make_batch(windows: int) -> dict[str, Tensor]:
@@ -82,7 +69,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     module = DistillationModule(HADModel(), TEACHER_WIDTH, ObjectiveConfig())
-    batch, rule = make_batch(options.windows), load_rule()
+    batch, rule = make_batch(options.windows), transformers_rule()
     letters = options.windows * 6 * GROUPS
 
     def run(work: Callable[..., Tensor], plain: bool) -> tuple[float, Tensor]:
@@ -90,10 +77,7 @@ def main() -> None:
             began = clock()
             result = work(module, batch)
             return clock() - began, result
-        with (
-            mock.patch("had.models.functional.uses_kernels", return_value=False),
-            mock.patch("had.models.layers.gated_delta_rule", rule),
-        ):
+        with plain_student(rule):
             began = clock()
             result = work(module, batch)
             return clock() - began, result
