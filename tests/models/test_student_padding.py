@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from had.models import HADConfig, HADModel
+from had.models import HADConfig, HADModel, load
 from had.models.layers import BiGatedDeltaNet
 from had.models.padding import Padding, reverse_letters
-from had.models.student import load
 
 LENGTHS = [6, 1, 64, 65, 333, 1020]
 WIDTH = 1020
