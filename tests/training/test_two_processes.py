@@ -1,6 +1,7 @@
 """Several processes compute what one does."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from tests.training.conftest import TINY_STUDENT, Command
 
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port")
 STEPS = 20
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def words(genome: Path, out: Path) -> tuple[str, ...]:
@@ -48,7 +55,7 @@ def one(small_genome: Path, had_command: Command, tmp_path_factory: pytest.TempP
 @pytest.mark.slow
 def test_two_processes_equal_one(small_genome: Path, had_command: Command, one: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
-    result = had_command(*words(small_genome, out), launcher=(*ACCELERATE, "29611", "-m", "had"))
+    result = had_command(*words(small_genome, out), launcher=(*ACCELERATE, free_port(), "-m", "had"))
     assert result.returncode == 0, result.stderr
     assert losses(out).shape == (STEPS, 3)
     np.testing.assert_allclose(losses(out), losses(one), atol=1e-4, rtol=0)
@@ -72,7 +79,7 @@ def test_without_gradient_reduction_the_comparison_fails(
         "from had.cli import main\n"
         "main()\n"
     )
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29612", str(script))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", str(script))
     out = tmp_path / "two"
     result = had_command(*words(small_genome, out), launcher=launcher)
     assert result.returncode == 0, result.stderr
