@@ -6,9 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from had.assets import DEMO_GENOME
+from had.dna import Genome
+from had.models import HADModel
+from had.models.layers import BiGatedDeltaNet
 from had.ops import gated_delta_rule
 
 Rule = Callable[..., tuple[Tensor, Tensor | None]]
@@ -58,3 +63,31 @@ def make_inputs(B: int, L: int, H: int, K: int, V: int) -> tuple[list[Tensor], T
     g = -0.1 * torch.rand(B, L, H, generator=generator)
     beta = torch.rand(B, L, H, generator=generator)
     return [q, k, v, g, beta], do
+
+
+@torch.no_grad()
+def student_inputs(windows: int, length: int, block: int) -> tuple[list[Tensor], Tensor]:
+    """What the bundled student's ``block`` gives to the rule for human DNA, both directions; and an upstream gradient.
+
+    q, k, v, g and beta are (2 * windows, length, H, ...), as ``make_inputs`` gives them, of ``windows`` stretches drawn
+    from the demonstration's genome.
+    """
+    genome = Genome.open(DEMO_GENOME, progress=False)
+    runs = genome.acgt_runs
+    run = runs[(runs[:, 1] - runs[:, 0]).argmax()]
+    places = np.random.default_rng(0).integers(run[0], run[1] - length, windows)
+    student = HADModel.from_pretrained("student")
+    if not isinstance(student.blocks[block].mixer, BiGatedDeltaNet):
+        raise ValueError(f"block {block} of the student has no gated delta rule")
+    taken: list[tuple[Tensor, ...]] = []
+
+    def take(*inputs: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+        taken.append(inputs)
+        return gated_delta_rule(*inputs, **options)
+
+    x = student.embedding(torch.from_numpy(genome.fetch(places, length)).long())
+    with mock.patch("had.models.layers.gated_delta_rule", take):
+        for part in student.blocks[: block + 1]:
+            x = part(x)
+    inputs = [each.contiguous() for each in taken[-1]]
+    return inputs, torch.randn(inputs[2].shape, generator=torch.Generator().manual_seed(0))

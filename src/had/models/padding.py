@@ -39,6 +39,12 @@ class Padding:
         keys = position < lengths.clamp_min(1)
         return cls(real, keys[:, None, None], lengths_B, reverse + row * length)
 
+    def rows(self, rows: slice) -> "Padding":
+        """Give that of some rows of the batch."""
+        first = rows.indices(len(self.real))[0]
+        reverse = self.reverse[rows] - first * self.real.shape[1]
+        return Padding(self.real[rows], self.keys[rows], self.lengths[rows], reverse)
+
 
 class _Permute(torch.autograd.Function):
     @staticmethod

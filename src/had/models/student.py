@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from had.errors import UserError
 from had.models.embedding import embed
+from had.models.functional import uses_kernels
 from had.models.layers import BiGatedDeltaNet, Block, RMSNorm, SelfAttention
-from had.models.padding import Layout
+from had.models.padding import Layout, Padding
+from had.models.pieces import cut, has_hooks, in_pieces
 from had.models.saving import (
     CLASSIFIER_TYPE,
     DECODER_FILE,
@@ -209,15 +211,28 @@ class HADModel(nn.Module):
         ids = ids.to(self.device, torch.int64, non_blocking=self.device.type == "cuda")
         layout = Layout.from_mask(attention_mask, ids)
         padding = None if layout is None else layout.padding
-        x = self.embedding(ids if layout is None else ids.take(layout.index))
-        states: list[Tensor] = [x]
-        for block in self.blocks:
-            x = block(x, padding)
-            states.append(x)
-        states[-1] = self.norm(x)
+        states = self._states(ids if layout is None else ids.take(layout.index), padding, output_hidden_states)
         if layout is not None:
-            states = [layout.restore(state) for state in (states if output_hidden_states else states[-1:])]
-        return HADOutput(states[-1], tuple(states) if output_hidden_states else None)
+            states = tuple(layout.restore(state) for state in states)
+        return HADOutput(states[-1], states if output_hidden_states else None)
+
+    def _states(self, ids_BL: Tensor, padding: Padding | None, every: bool) -> tuple[Tensor, ...]:
+        """Embedding and output of each block, the last one normalised, or that last one only: (B, L, D) each."""
+
+        def work(rows: slice) -> tuple[Tensor, ...]:
+            x = self.embedding(ids_BL[rows])
+            own = None if padding is None else padding.rows(rows)
+            states: list[Tensor] = [x] if every else []
+            for index, block in enumerate(self.blocks):
+                x = block(x, own)
+                if every and index < len(self.blocks) - 1:
+                    states.append(x)
+            return (*states, self.norm(x))
+
+        pieces = cut(*ids_BL.shape)
+        if len(pieces) == 1 or not uses_kernels(self.embedding.weight) or has_hooks(self):
+            return work(slice(None))
+        return in_pieces(work, pieces, [p for p in self.parameters() if p.requires_grad])
 
     def embed(
         self,

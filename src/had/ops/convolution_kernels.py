@@ -13,7 +13,7 @@ and v are multiples of 8. No output is read before it is written.
 import numpy as np
 from numba import njit
 
-from had.ops.lanes import add, fma, load, mul, sigmoid, softplus, splat, store, sub
+from had.ops.lanes import add, fma, load, load16, mul, sigmoid, softplus, splat, splat16, store, sub
 
 KERNELS = ("forward", "backward")
 BLOCK = 64
@@ -56,12 +56,25 @@ def _convolved_4(p, r0, r1, r2, r3, taps, tap_at, C, c):
 
 
 @njit(nogil=True, error_model="numpy")
+def _convolved_4_wide(p, r0, r1, r2, r3, taps, tap_at, C, c):
+    """Give it for sixteen channels."""
+    total = mul(load16(p, r0 + c), load16(taps, tap_at + c))
+    total = fma(load16(p, r1 + c), load16(taps, tap_at - C + c), total)
+    total = fma(load16(p, r2 + c), load16(taps, tap_at - 2 * C + c), total)
+    return fma(load16(p, r3 + c), load16(taps, tap_at - 3 * C + c), total)
+
+
+@njit(nogil=True, error_model="numpy")
 def _forward_channels(p, rows, reach, taps, tap_at, C, first, last, out, at):
     if reach == 4:
         r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
-        for c in range(first, last, 8):
-            x = _convolved_4(p, r0, r1, r2, r3, taps, tap_at, C, c)
+        # Two registers at a time share the constants of the exponential.
+        for c in range(first, last - 8, 16):
+            x = _convolved_4_wide(p, r0, r1, r2, r3, taps, tap_at, C, c)
             store(out, at + c - first, mul(x, sigmoid(x)))
+        if (last - first) % 16:
+            x = _convolved_4(p, r0, r1, r2, r3, taps, tap_at, C, last - 8)
+            store(out, at + last - 8 - first, mul(x, sigmoid(x)))
     else:
         for c in range(first, last, 8):
             x = _convolved(p, rows, reach, taps, tap_at, C, c)
@@ -111,8 +124,7 @@ def forward(first, last, sizes, channels, place, lengths, p, taps, rates, steps,
 
 
 @njit(nogil=True, error_model="numpy")
-def _before_silu(x, upstream):
-    one = splat(np.float32(1))
+def _before_silu(x, upstream, one):
     open_ = sigmoid(x)
     # SiLU' = σ (1 + x (1 - σ))
     return mul(upstream, mul(open_, fma(x, sub(one, open_), one)))
@@ -124,13 +136,27 @@ def _add_product(d_taps, at, d, x):
 
 
 @njit(nogil=True, error_model="numpy")
+def _add_product_wide(d_taps, at, d, x):
+    store(d_taps, at, fma(d, x, load16(d_taps, at)))
+
+
+@njit(nogil=True, error_model="numpy")
 def _backward_channels(p, rows, reach, taps, tap_at, C, first, last, upstream, at, ring, slot, d_taps):
     """Gradient before SiLU, to ``ring`` from ``slot``, and that of the taps."""
     if reach == 4:
         r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
-        for c in range(first, last, 8):
+        wide = (last - first) // 16 * 16 + first
+        for c in range(first, wide, 16):
+            x = _convolved_4_wide(p, r0, r1, r2, r3, taps, tap_at, C, c)
+            d = _before_silu(x, load16(upstream, at + c - first), splat16(np.float32(1)))
+            store(ring, slot + c, d)
+            _add_product_wide(d_taps, c, d, load16(p, r0 + c))
+            _add_product_wide(d_taps, C + c, d, load16(p, r1 + c))
+            _add_product_wide(d_taps, 2 * C + c, d, load16(p, r2 + c))
+            _add_product_wide(d_taps, 3 * C + c, d, load16(p, r3 + c))
+        for c in range(wide, last, 8):
             x = _convolved_4(p, r0, r1, r2, r3, taps, tap_at, C, c)
-            d = _before_silu(x, load(upstream, at + c - first))
+            d = _before_silu(x, load(upstream, at + c - first), splat(np.float32(1)))
             store(ring, slot + c, d)
             _add_product(d_taps, c, d, load(p, r0 + c))
             _add_product(d_taps, C + c, d, load(p, r1 + c))
@@ -139,7 +165,7 @@ def _backward_channels(p, rows, reach, taps, tap_at, C, first, last, upstream, a
     else:
         for c in range(first, last, 8):
             x = _convolved(p, rows, reach, taps, tap_at, C, c)
-            d = _before_silu(x, load(upstream, at + c - first))
+            d = _before_silu(x, load(upstream, at + c - first), splat(np.float32(1)))
             store(ring, slot + c, d)
             for back in range(reach):
                 _add_product(d_taps, back * C + c, d, load(p, rows[back] + c))

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from had.ops.lanes import add, fma, load, mul, sigmoid, splat, store, sub, total
+from had.ops.lanes import add, fma, load, load16, mul, sigmoid, splat, splat16, store, sub, total
 
 KERNELS = (
     "norm_forward",
@@ -75,11 +75,24 @@ def norm_backward(first, last, rows, width, x, weight, scales, dy, beside, dx, d
 
 
 @njit(nogil=True, error_model="numpy")
+def _silu(x, one):
+    """SiLU and its derivative, σ + SiLU (1 - σ)."""
+    open_ = sigmoid(x)
+    active = mul(x, open_)
+    return active, fma(active, sub(one, open_), open_)
+
+
+@njit(nogil=True, error_model="numpy")
 def gate_forward(first, last, rows, width, both, product):
     """``product = SiLU(gate) · up`` (rows, width) of ``both`` = [gate, up] (rows, 2 · width)."""
     for row in range(first * ROWS, min(last * ROWS, rows)):
         at = row * 2 * width
-        for c in range(0, width, 8):
+        # Two registers at a time share the constants of the exponential.
+        for c in range(0, width - 8, 16):
+            gate = load16(both, at + c)
+            store(product, row * width + c, mul(mul(gate, sigmoid(gate)), load16(both, at + width + c)))
+        if width % 16:
+            c = width - 8
             gate = load(both, at + c)
             store(product, row * width + c, mul(mul(gate, sigmoid(gate)), load(both, at + width + c)))
 
@@ -87,15 +100,18 @@ def gate_forward(first, last, rows, width, both, product):
 @njit(nogil=True, error_model="numpy")
 def gate_backward(first, last, rows, width, both, d_product, d_both, product):
     """Gradient of ``both``, and the product again."""
-    one = splat(both.dtype.type(1))
+    one, wide = both.dtype.type(1), width // 16 * 16
     for row in range(first * ROWS, min(last * ROWS, rows)):
         at = row * 2 * width
-        for c in range(0, width, 8):
+        for c in range(0, wide, 16):
+            gate, up, upstream = load16(both, at + c), load16(both, at + width + c), load16(d_product, row * width + c)
+            active, slope = _silu(gate, splat16(one))
+            store(product, row * width + c, mul(active, up))
+            store(d_both, at + c, mul(mul(upstream, up), slope))
+            store(d_both, at + width + c, mul(upstream, active))
+        for c in range(wide, width, 8):
             gate, up, upstream = load(both, at + c), load(both, at + width + c), load(d_product, row * width + c)
-            open_ = sigmoid(gate)
-            active = mul(gate, open_)
-            # SiLU' = σ + SiLU (1 - σ)
-            slope = fma(active, sub(one, open_), open_)
+            active, slope = _silu(gate, splat(one))
             store(product, row * width + c, mul(active, up))
             store(d_both, at + c, mul(mul(upstream, up), slope))
             store(d_both, at + width + c, mul(upstream, active))
@@ -116,16 +132,31 @@ def merge_forward(first, last, sizes, lengths, eps, o, weight, gate, out):
     (2, V), ``gate`` and ``out`` (N, H, V).
     """
     N, L, H, V = sizes
-    for row in range(first * ROWS, min(last * ROWS, N)):
-        ahead, back = row * H * V, (N + _reversed(row, L, lengths)) * H * V
-        for h in range(H):
-            scale_a, scale_b = splat(_scale(o, ahead + h * V, V, eps)), splat(_scale(o, back + h * V, V, eps))
-            for c in range(0, V, 8):
-                at = h * V + c
-                normal = mul(mul(load(o, ahead + at), scale_a), load(weight, c))
-                normal = fma(mul(load(o, back + at), scale_b), load(weight, V + c), normal)
-                g = load(gate, ahead + at)
-                store(out, ahead + at, mul(normal, mul(g, sigmoid(g))))
+    # A row's scale is a chain of dependent instructions, which those of the other rows hide.
+    scales, wide = np.empty((ROWS, H, 2), o.dtype), V // 16 * 16
+    for unit in range(first, last):
+        start, end = unit * ROWS, min((unit + 1) * ROWS, N)
+        for row in range(start, end):
+            ahead, back = row * H * V, (N + _reversed(row, L, lengths)) * H * V
+            for h in range(H):
+                scales[row - start, h, 0] = _scale(o, ahead + h * V, V, eps)
+                scales[row - start, h, 1] = _scale(o, back + h * V, V, eps)
+        for row in range(start, end):
+            ahead, back = row * H * V, (N + _reversed(row, L, lengths)) * H * V
+            for h in range(H):
+                a, b = scales[row - start, h, 0], scales[row - start, h, 1]
+                for c in range(0, wide, 16):
+                    at = h * V + c
+                    normal = mul(mul(load16(o, ahead + at), splat16(a)), load16(weight, c))
+                    normal = fma(mul(load16(o, back + at), splat16(b)), load16(weight, V + c), normal)
+                    g = load16(gate, ahead + at)
+                    store(out, ahead + at, mul(normal, mul(g, sigmoid(g))))
+                for c in range(wide, V, 8):
+                    at = h * V + c
+                    normal = mul(mul(load(o, ahead + at), splat(a)), load(weight, c))
+                    normal = fma(mul(load(o, back + at), splat(b)), load(weight, V + c), normal)
+                    g = load(gate, ahead + at)
+                    store(out, ahead + at, mul(normal, mul(g, sigmoid(g))))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -148,9 +179,7 @@ def merge_backward(first, last, sizes, lengths, eps, o, weight, gate, d_out, d_o
                     a, b = mul(load(o, ahead + at), scale_a), mul(load(o, back + at), scale_b)
                     wa, wb = mul(a, load(weight, c)), mul(b, load(weight, V + c))
                     g, upstream = load(gate, ahead + at), load(d_out, ahead + at)
-                    open_ = sigmoid(g)
-                    active = mul(g, open_)
-                    slope = fma(active, sub(one, open_), open_)
+                    active, slope = _silu(g, one)
                     store(d_gate, ahead + at, mul(mul(upstream, add(wa, wb)), slope))
                     d = mul(upstream, active)
                     store(d_normal, c, d)
