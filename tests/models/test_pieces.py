@@ -139,3 +139,7 @@ def test_a_failure_in_a_thread_is_the_callers(
     ids[4, 5] = 99
     with pytest.raises(IndexError):
         model(ids)
+
+
+def test_an_empty_batch(model: HADModel) -> None:
+    assert model(torch.zeros(0, LENGTH, dtype=torch.int64)).last_hidden_state.shape == (0, LENGTH, 128)

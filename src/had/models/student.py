@@ -230,7 +230,7 @@ class HADModel(nn.Module):
             return (*states, self.norm(x))
 
         pieces = cut(*ids_BL.shape)
-        if len(pieces) == 1 or not uses_kernels(self.embedding.weight) or has_hooks(self):
+        if len(pieces) <= 1 or not uses_kernels(self.embedding.weight) or has_hooks(self):
             return work(slice(None))
         return in_pieces(work, pieces, [p for p in self.parameters() if p.requires_grad])
 
