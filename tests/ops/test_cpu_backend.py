@@ -10,7 +10,7 @@ import torch
 
 numba = pytest.importorskip("numba")
 
-from had.ops import compiled, cpu, gated_delta_rule  # noqa: E402
+from had.ops import compiled, cpu, gated_delta_rule, threads  # noqa: E402
 from tests.ops.rule_cases import NAMES, make_case, run  # noqa: E402
 
 
@@ -19,26 +19,35 @@ def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAD_BACKEND", "cpu")
 
 
-def test_the_callers_thread_setting_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, asked, pool = make_case(3, 20), [], compiled._pool
-    monkeypatch.setattr(compiled, "_pool", lambda threads: asked.append(threads) or pool(threads))
+@pytest.fixture(params=["openmp", "python"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Threads of PyTorch's OpenMP runtime, or Python's."""
+    if request.param == "python":
+        monkeypatch.setattr(threads, "_openmp_team", lambda: None)
+    elif threads._openmp_team() is None:
+        pytest.skip("PyTorch has no OpenMP runtime whose threads could be used")
+    return request.param
+
+
+def test_the_callers_thread_setting_is_used_and_left_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, asked, original = make_case(3, 20), [], threads._on_threads
+    monkeypatch.setattr(threads, "_on_threads", lambda worker, n: asked.append(n) or original(worker, n))
     before = torch.get_num_threads()
     results = {}
     try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            results[threads] = run(gated_delta_rule, case, torch.float32)
-            assert torch.get_num_threads() == threads
+        for n in (1, 2, 4):
+            torch.set_num_threads(n)
+            results[n] = run(gated_delta_rule, case, torch.float32)
+            assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(before)
-    # One thread works without a pool; otherwise the caller is one of the threads.
-    assert set(asked) == {1, 3}
+    assert set(asked) == {2, 4}
     for name in NAMES:
         assert torch.equal(results[1][name], results[2][name])
         assert torch.equal(results[1][name], results[4][name])
 
 
-def test_a_fault_in_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_another_thread_reaches_the_caller(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     started = threading.Barrier(2, timeout=30)
 
@@ -48,7 +57,30 @@ def test_a_fault_in_another_thread_reaches_the_caller(monkeypatch: pytest.Monkey
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        compiled.share(work, 2)
+        threads.share(work, 2)
+
+
+@pytest.mark.parametrize(("units", "pieces"), [(0, None), (1, None), (7, None), (100, None), (0, 3), (7, 3), (7, 7)])
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_unit_is_done_once(
+    kind: str, n: int, units: int, pieces: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n)
+    done: list[int] = []
+    threads.share(lambda first, last: done.extend(range(first, last)), units, pieces)
+    assert sorted(done) == list(range(units))
+
+
+def test_shared_work_is_not_shared_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    inner: list[tuple[int, int, bool]] = []
+
+    def work(first: int, last: int) -> None:
+        own = threading.get_ident()
+        threads.share(lambda a, b: inner.append((a, b, threading.get_ident() == own)), 50)
+
+    threads.share(work, 8, 8)
+    assert inner == [(0, 50, True)] * 8
 
 
 def test_several_python_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

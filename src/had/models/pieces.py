@@ -6,16 +6,15 @@ depends on their length alone, and gradients are summed in the order of the batc
 many threads there are.
 """
 
-import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from had.ops.threads import share
 
 PIECE_LETTERS = 2048
 """Letters that go through the layers together, or one sequence where that is longer."""
@@ -37,63 +36,15 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(part, kind) for part in module.modules() if part is not module for kind in kinds)
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in which every operation of PyTorch runs by itself."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="had-pieces")
-    before, together = torch.get_num_threads(), threading.Barrier(threads)
-
-    def begin() -> None:
-        # A thread takes over the common setting when it is first asked, were that after its own was made.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        together.wait()
-
-    for started in [pool.submit(begin) for _ in range(threads)]:
-        started.result()
-    # A thread's setting is its own, but what threads to come begin with is not.
-    torch.set_num_threads(before)
-    return pool
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _each(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` with every number below ``count``, on as many threads as PyTorch is set to use."""
-    threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
-        for index in range(count):
-            work(index)
-        return
-    todo = iter(range(count))
-    lock = threading.Lock()
-
-    def worker() -> None:
-        while True:
-            with lock:
-                index = next(todo, None)
-            if index is None:
-                return
-            work(index)
-
-    workers = [_pool(threads).submit(worker) for _ in range(threads)]
-    # None may still be at work when this one's failure is reported.
-    wait(workers)
-    for finished in workers:
-        finished.result()
-
-
 def _forward(work: Work, pieces: Sequence[slice], grad: bool) -> list[Outputs]:
     results: list[Outputs] = [()] * len(pieces)
     inference = torch.is_inference_mode_enabled()
 
-    def run(index: int) -> None:
+    def run(index: int, _: int) -> None:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             results[index] = work(pieces[index])
 
-    _each(run, len(pieces))
+    share(run, len(pieces), len(pieces))
     return results
 
 
@@ -113,7 +64,7 @@ class _Pieces(torch.autograd.Function):
         finished: dict[int, tuple[Tensor | None, ...]] = {}
         lock, summed = threading.Lock(), 0
 
-        def run(index: int) -> None:
+        def run(index: int, _: int) -> None:
             nonlocal summed
             rows = ctx.pieces[index]
             with torch.enable_grad():
@@ -135,7 +86,7 @@ class _Pieces(torch.autograd.Function):
                     summed += 1
 
         if wanted:
-            _each(run, len(ctx.pieces))
+            share(run, len(ctx.pieces), len(ctx.pieces))
         return None, None, *sums
 
 

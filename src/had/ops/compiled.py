@@ -1,33 +1,19 @@
-"""Compiled CPU kernels: whether numba is there, where compiled code is kept, and threads that share the work.
-
-The kernels release the interpreter lock, so that plain Python threads share the work: as many as PyTorch is set to
-use, none kept from one fork to the next, and no second threading library beside PyTorch's. What is divided among the
-threads does not depend on how many there are, so neither does any number.
-"""
+"""Compiled CPU kernels: whether numba is there, where compiled code is kept, and how a kernel is run."""
 
 import functools
 import hashlib
 import importlib
-import itertools
 import logging
-import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from had.dna.store import cache_folder
+from had.ops.threads import share
 
 logger = logging.getLogger(__name__)
-
-PIECES_PER_THREAD = 4
-"""Pieces of work handed out per thread, so that a thread on a busy core does not hold up the others."""
 
 
 @functools.cache
@@ -101,45 +87,6 @@ def compile_kernel(kernel: Any, signature: tuple[Any, ...]) -> float:
             _seconds[key] = time.perf_counter() - began
             logger.debug("%s the CPU kernel %s.%s in %.1f s", how, *key[:2], _seconds[key])
     return _seconds[key]
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="had-kernels")
-
-
-if hasattr(os, "register_at_fork"):
-    # The threads of a pool do not survive a fork: a child, such as a data-loading worker, makes its own.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def share(work: Callable[[int, int], None], units: int) -> None:
-    """Call ``work(first, last)`` until 0 to ``units`` is covered, on PyTorch's number of threads, this one included."""
-    threads = min(torch.get_num_threads(), units)
-    if threads <= 1:
-        if units:
-            work(0, units)
-        return
-    pieces = min(units, threads * PIECES_PER_THREAD)
-    edges = [units * piece // pieces for piece in range(pieces + 1)]
-    todo = deque(itertools.pairwise(edges))
-
-    def worker() -> None:
-        while True:
-            try:
-                first, last = todo.popleft()
-            except IndexError:
-                return
-            work(first, last)
-
-    futures = [_pool(threads - 1).submit(worker) for _ in range(threads - 1)]
-    try:
-        worker()
-    finally:
-        for future in futures:
-            # A worker that has not begun would find nothing left to do.
-            if not future.cancel():
-                future.result()
 
 
 _ready: set[tuple[str, str]] = set()

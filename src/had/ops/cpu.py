@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from had.ops.arguments import working_dtype
-from had.ops.compiled import compile_kernel, load_kernels, share, why_unavailable
+from had.ops.compiled import compile_kernel, load_kernels, why_unavailable
+from had.ops.threads import share
 
 __all__ = ["cpu_gated_delta_rule", "prepare", "why_unavailable"]
 
