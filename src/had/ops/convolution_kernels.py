@@ -57,7 +57,7 @@ def _convolved_4(p, r0, r1, r2, r3, taps, tap_at, C, c):
 
 @njit(nogil=True, error_model="numpy")
 def _convolved_4_wide(p, r0, r1, r2, r3, taps, tap_at, C, c):
-    """Give it for sixteen channels."""
+    """Give the same sum for sixteen channels, in two registers."""
     total = mul(load16(p, r0 + c), load16(taps, tap_at + c))
     total = fma(load16(p, r1 + c), load16(taps, tap_at - C + c), total)
     total = fma(load16(p, r2 + c), load16(taps, tap_at - 2 * C + c), total)
