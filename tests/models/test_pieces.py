@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("numba")
 
 from had.models import HADConfig, HADModel, pieces, student
+from had.ops import threads as kernel_threads
 
 BATCH, LENGTH = 7, 300
 
@@ -69,14 +70,24 @@ def test_pieces_equal_the_whole_batch(
         assert (a - b).abs().max() <= 2e-5 * b.abs().max()
 
 
-def test_no_number_depends_on_the_threads(model: HADModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["openmp", "python"])
+def test_no_number_depends_on_the_threads(
+    model: HADModel, ids: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "python":
+        monkeypatch.setattr(kernel_threads, "_openmp_team", lambda: None)
     monkeypatch.setattr(pieces, "PIECE_LETTERS", LENGTH)
     first = run(model, ids, some_mask(), threads=1)
     for threads in (2, 3):
         assert all(map(torch.equal, first, run(model, ids, some_mask(), threads)))
 
 
-def test_threads_are_as_the_caller_set_them(model: HADModel, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["openmp", "python"])
+def test_threads_are_as_the_caller_set_them(
+    model: HADModel, ids: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "python":
+        monkeypatch.setattr(kernel_threads, "_openmp_team", lambda: None)
     monkeypatch.setattr(pieces, "PIECE_LETTERS", LENGTH)
     torch.set_num_threads(3)
     model(ids)

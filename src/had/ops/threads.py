@@ -3,7 +3,7 @@
 They are the threads of PyTorch's own OpenMP runtime where that is GNU's or speaks its language: after each operation
 of PyTorch those wait for the next at full speed for some milliseconds, and would keep other threads from their cores.
 Elsewhere, and in a forked child, they are Python threads. In either, PyTorch's operations run on one thread each. What
-is divided does not depend on how many threads there are, so neither does any number.
+is computed of a unit does not depend on which thread computes it, nor on how many there are.
 """
 
 import ctypes
