@@ -50,6 +50,7 @@ def plain_student(rule: Rule) -> Iterator[None]:
     """Within this, a student runs on ``rule`` and on PyTorch's own operators (conv1d, rms_norm, linear, …)."""
     with (
         mock.patch("had.models.functional.uses_kernels", return_value=False),
+        mock.patch("had.models.student.uses_kernels", return_value=False),
         mock.patch("had.models.layers.gated_delta_rule", rule),
     ):
         yield

@@ -42,7 +42,7 @@ def make_case(name: str, B: int, L: int, padded: bool = False, taps: int = 4) ->
     if name == "mlp":
         weights = [0.3 * normal(2 * HIDDEN, WIDTH, seed=2), 0.3 * normal(WIDTH, HIDDEN, seed=3)]
         return Case(lambda *a: (functional.gated_mlp(*a),), [x, *weights, normal(B, L, WIDTH, seed=4)])
-    if name == "projections":
+    if name in ("projections", "tokens"):
         rows = 2 * (sum(CHANNELS) + 2 * HEADS) + HEADS * VALUE
         weights = [
             0.3 * normal(rows, WIDTH, seed=2),
@@ -50,6 +50,8 @@ def make_case(name: str, B: int, L: int, padded: bool = False, taps: int = 4) ->
             normal(2, HEADS, seed=4),
             normal(2, HEADS, seed=5),
         ]
+        if name == "tokens":
+            return tokens_case(weights, B, L, padding)
         if padding is not None:
             x = x * padding.real[..., None]
         return Case(lambda *a: functional.project_both_ways(*a, CHANNELS, padding), [x, *weights])
@@ -68,8 +70,23 @@ def make_case(name: str, B: int, L: int, padded: bool = False, taps: int = 4) ->
     )
 
 
-NAMES = ("norm", "mlp", "projections", "merge", "rotary")
-PADDED = ("projections", "merge")
+def tokens_case(weights: list[Tensor], B: int, L: int, padding: Padding | None) -> Case:
+    """The same of a table's rows: in float64 letter by letter, in float32 by the table. Its last row is padding's."""
+    tokens = torch.randint(0, 5, (B, L), generator=torch.Generator().manual_seed(7))
+    if padding is not None:
+        tokens[~padding.real] = 5
+
+    def work(table: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        if table.dtype == torch.float64:
+            return functional.project_both_ways(table[tokens], *weights, CHANNELS, padding)
+        lengths = None if padding is None else padding.lengths
+        return fused.tokens_both_ways(table, tokens, *weights, CHANNELS, lengths)
+
+    return Case(work, [normal(6, WIDTH, seed=1).index_fill(0, torch.tensor(5), 0.0), *weights])
+
+
+NAMES = ("norm", "mlp", "projections", "tokens", "merge", "rotary")
+PADDED = ("projections", "tokens", "merge")
 
 
 def run(case: Case, dtype: torch.dtype, strided: bool = False) -> list[Tensor]:
@@ -149,8 +166,9 @@ def test_the_reverse_direction_stays_within_each_length(name: str, L: int, calle
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("L", [1, 4, 70])
-def test_convolutions_of_other_widths(taps: int, L: int) -> None:
-    case = make_case("projections", 2, L, padded=True, taps=taps)
+@pytest.mark.parametrize("name", ["projections", "tokens"])
+def test_convolutions_of_other_widths(name: str, taps: int, L: int) -> None:
+    case = make_case(name, 2, L, padded=True, taps=taps)
     assert_close(run(case, torch.float32), run(case, torch.float64), 6)
 
 

@@ -19,6 +19,8 @@ from had.ops.compiled import load_kernels, run_kernel
 
 PIECE_LETTERS = 1024
 """Letters per piece of a large product, or one sequence where that is longer."""
+NO_TOKENS = np.empty(0, np.int64)
+"""Tells the convolution's kernels that each letter has a row of its own."""
 
 
 def _flat(x: Tensor) -> NDArray[Any]:
@@ -145,8 +147,9 @@ class _ProjectBothWays(torch.autograd.Function):
             torch.mm(x_ND[place * L : (place + n) * L], w_in[:both].t(), out=p)
             sizes = (n, B, L, H, W)
             run_kernel(
-                "convolution_kernels", "forward", 2 * n, sizes, channels, place, real, _flat(p), *weights, *outputs
-            )
+                "convolution_kernels", "forward", 2 * n, sizes, channels, place, real, NO_TOKENS, _flat(p), *weights,
+                *outputs,
+            )  # fmt: skip
         gate = torch.mm(x_ND, w_in[both:].t())
         if keep:
             ctx.save_for_backward(x_ND, w_in, taps, rates, dt_bias, log_decay, beta, *pieces)
@@ -171,8 +174,8 @@ class _ProjectBothWays(torch.autograd.Function):
             rows = slice(place * L, (place + n) * L)
             sizes, d_p = (n, B, L, H, W), d_pieces[: len(p)]
             run_kernel(
-                "convolution_kernels", "backward", 2 * n, sizes, channels, place, ctx.real, _flat(p), *inputs,
-                _flat(d_p), *outputs,
+                "convolution_kernels", "backward", 2 * n, sizes, channels, place, ctx.real, NO_TOKENS, _flat(p),
+                *inputs, _flat(d_p), *outputs,
             )  # fmt: skip
             torch.mm(d_gate_ND[rows], w_in[both:], out=d_x[rows])
             d_x[rows].addmm_(d_p, w_in[:both])
@@ -180,6 +183,50 @@ class _ProjectBothWays(torch.autograd.Function):
         torch.mm(d_gate_ND.t(), x_ND, out=d_in[both:])
         d_conv = d_taps.sum(1).flip(1).transpose(1, 2)
         return d_x.view(B, L, -1), d_in, d_conv, d_rates.sum(1), d_steps.sum(1), None, None, None
+
+
+class _TokensBothWays(torch.autograd.Function):
+    """What ``_ProjectBothWays`` computes, of letters that are the rows of a table: products of the table alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table_TD: Tensor, tokens_BL: Tensor, w_in: Tensor, conv_weight: Tensor, A_log: Tensor,
+        dt_bias: Tensor, channels: tuple[int, int, int], lengths: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        B, L = tokens_BL.shape
+        H, W = A_log.shape[1], conv_weight.shape[2]
+        both = 2 * (sum(channels) + 2 * H)
+        table, w_in = table_TD.contiguous(), w_in.contiguous()
+        p = torch.mm(table, w_in[:both].t())
+        taps, rates = conv_weight.transpose(1, 2).contiguous(), A_log.exp()
+        q, k, v = (p.new_empty(2, B, L, size) for size in channels)
+        log_decay, beta = p.new_empty(2, B, L, H), p.new_empty(2, B, L, H)
+        real = np.full(B, L, np.int64) if lengths is None else lengths.numpy()
+        tokens = tokens_BL.reshape(-1)
+        arrays = [_flat(part) for part in (tokens, p, taps, rates, dt_bias, q, k, v, log_decay, beta)]
+        run_kernel("convolution_kernels", "forward", 2 * B, (B, B, L, H, W), channels, 0, real, *arrays)
+        gate = torch.mm(table, w_in[both:].t()).index_select(0, tokens)
+        ctx.save_for_backward(table, tokens, w_in, p, taps, rates, dt_bias, log_decay, beta)
+        ctx.channels, ctx.real = channels, real
+        return q, k, v, log_decay, beta, gate.view(B, L, len(w_in) - both)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        table, tokens, w_in, p, taps, rates, dt_bias, log_decay, beta = ctx.saved_tensors
+        (_, B, L, H), W, channels = beta.shape, taps.shape[1], ctx.channels
+        both = p.shape[1]
+        dq, dk, dv, d_log_decay, d_beta, d_gate = grads
+        d_p, d_taps = p.new_empty(B * L, both), p.new_empty(2, B, W, sum(channels))
+        d_rates, d_steps = p.new_empty(2, B, H), p.new_empty(2, B, H)
+        inputs = (tokens, p, taps, rates, dt_bias, log_decay, beta, dq, dk, dv, d_log_decay, d_beta)
+        arrays = [_flat(part) for part in (*inputs, d_p, d_taps, d_rates, d_steps)]
+        run_kernel("convolution_kernels", "backward", 2 * B, (B, B, L, H, W), channels, 0, ctx.real, *arrays)
+        # A product sums the letters of each token faster than a scatter does, and always in the same order.
+        is_token = p.new_zeros(B * L, len(table)).scatter_(1, tokens[:, None], 1.0).t()
+        d_rows = torch.cat((is_token @ d_p, is_token @ d_gate.contiguous().view(B * L, len(w_in) - both)), dim=1)
+        d_conv = d_taps.sum(1).flip(1).transpose(1, 2)
+        return d_rows @ w_in, None, d_rows.t() @ table, d_conv, d_rates.sum(1), d_steps.sum(1), None, None
 
 
 class _MergeDirections(torch.autograd.Function):
@@ -266,6 +313,30 @@ def project_both_ways(
     """As in ``had.models.functional``, with the lengths (B,) of the sequences where there is padding."""
     tensors = (x_BLD, w_in, conv_weight, A_log, dt_bias)
     return _ProjectBothWays.apply(*tensors, channels, lengths_B, _keeps(*tensors))
+
+
+def tokens_both_ways(
+    table_TD: Tensor,
+    tokens_BL: Tensor,
+    w_in: Tensor,
+    conv_weight: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    channels: tuple[int, int, int],
+    lengths_B: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """As ``project_both_ways`` of ``table_TD[tokens_BL]``, at the price of one convolution.
+
+    Parameters
+    ----------
+    table_TD
+        What each token is, normalised (T, D); 0 for the token of padding.
+    tokens_BL
+        Rows of the table (B, L), int64.
+    w_in, conv_weight, A_log, dt_bias, channels, lengths_B
+        As in ``project_both_ways``.
+    """
+    return _TokensBothWays.apply(table_TD, tokens_BL, w_in, conv_weight, A_log, dt_bias, channels, lengths_B)
 
 
 def merge_directions(

@@ -23,6 +23,7 @@ from had.models.functional import (
     rms_norm,
     rms_norm_beside,
 )
+from had.models.fused import tokens_both_ways
 from had.models.padding import Padding
 from had.ops import gated_delta_rule
 
@@ -114,19 +115,35 @@ class BiGatedDeltaNet(nn.Module):
         if padding is not None:
             # No linear has a bias: a zero here is a zero in the convolution.
             x = x.masked_fill(~padding.real[..., None], 0.0)
-        q, k, v, log_decay, beta, gate = project_both_ways(
-            x, self.in_proj.weight, self.conv_weight, self.A_log, self.dt_bias, self.sizes, padding
-        )
+        weights = (self.in_proj.weight, self.conv_weight, self.A_log, self.dt_bias)
+        return self._recur(project_both_ways(x, *weights, self.sizes, padding), padding, residual)
+
+    def from_tokens(self, table: Tensor, tokens: Tensor, padding: Padding | None, residual: Tensor) -> Tensor:
+        """What ``forward`` gives for ``table[tokens]``, sooner: with few tokens, (T, D), few products are different.
+
+        For float32 on a CPU with compiled kernels only.
+        """
+        if padding is not None:
+            tokens = tokens.masked_fill(~padding.real, len(table))
+            table = F.pad(table, (0, 0, 0, 1))
+        lengths = None if padding is None else padding.lengths
+        weights = (self.in_proj.weight, self.conv_weight, self.A_log, self.dt_bias)
+        return self._recur(tokens_both_ways(table, tokens, *weights, self.sizes, lengths), padding, residual)
+
+    def _recur(self, inputs: tuple[Tensor, ...], padding: Padding | None, residual: Tensor | None) -> Tensor:
+        """Both directions' recurrences, merged, projected, and added to ``residual``."""
+        q, k, v, log_decay, beta, gate = inputs
+        batch, length = gate.shape[:2]
         o, _ = gated_delta_rule(
-            q.view(-1, x.shape[1], self.heads, self.key_width),
-            k.view(-1, x.shape[1], self.heads, self.key_width),
-            v.view(-1, x.shape[1], self.heads, self.value_width),
+            q.view(-1, length, self.heads, self.key_width),
+            k.view(-1, length, self.heads, self.key_width),
+            v.view(-1, length, self.heads, self.value_width),
             log_decay.flatten(0, 1),
             beta.flatten(0, 1),
             scale=self.key_width**-0.5,
             use_qk_l2norm_in_kernel=True,
         )
-        o = o.to(gate.dtype).view(2, *x.shape[:2], self.heads, self.value_width)
+        o = o.to(gate.dtype).view(2, batch, length, self.heads, self.value_width)
         merged = merge_directions(o, self.norm_weight, gate, self.eps, padding)
         return project(merged, self.out_proj.weight, residual)
 
@@ -175,6 +192,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
         """Map ``x`` (B, L, D) to the same shape."""
         x, normal = self.mixer_norm.beside(x)
-        x = self.mixer(normal, padding, x)
+        return self._through_mlp(self.mixer(normal, padding, x))
+
+    def from_tokens(self, table: Tensor, tokens: Tensor, padding: Padding | None) -> Tensor:
+        """What ``forward`` gives for ``table[tokens]``: as ``BiGatedDeltaNet.from_tokens``."""
+        assert isinstance(self.mixer, BiGatedDeltaNet)
+        residual = F.embedding(tokens, table)
+        return self._through_mlp(self.mixer.from_tokens(self.mixer_norm(table), tokens, padding, residual))
+
+    def _through_mlp(self, x: Tensor) -> Tensor:
         x, normal = self.mlp_norm.beside(x)
         return self.mlp(normal, x)

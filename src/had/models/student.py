@@ -218,19 +218,22 @@ class HADModel(nn.Module):
 
     def _states(self, ids_BL: Tensor, padding: Padding | None, every: bool) -> tuple[Tensor, ...]:
         """Embedding and output of each block, the last one normalised, or that last one only: (B, L, D) each."""
+        table, mixer = self.embedding.weight, self.blocks[0].mixer
+        fast = ids_BL.numel() > 0 and uses_kernels(table) and not has_hooks(self)
+        by_tokens = fast and isinstance(mixer, BiGatedDeltaNet) and uses_kernels(table, *mixer.sizes)
 
         def work(rows: slice) -> tuple[Tensor, ...]:
-            x = self.embedding(ids_BL[rows])
-            own = None if padding is None else padding.rows(rows)
-            states: list[Tensor] = [x] if every else []
+            ids, own = ids_BL[rows], None if padding is None else padding.rows(rows)
+            states = [self.embedding(ids)]
             for index, block in enumerate(self.blocks):
-                x = block(x, own)
-                if every and index < len(self.blocks) - 1:
-                    states.append(x)
-            return (*states, self.norm(x))
+                by_table = by_tokens and index == 0
+                states.append(block.from_tokens(table, ids, own) if by_table else block(states[-1], own))
+                if not every:
+                    del states[0]
+            return (*states[:-1], self.norm(states[-1]))
 
         pieces = cut(*ids_BL.shape)
-        if len(pieces) <= 1 or not uses_kernels(self.embedding.weight) or has_hooks(self):
+        if len(pieces) <= 1 or not fast:
             return work(slice(None))
         return in_pieces(work, pieces, [p for p in self.parameters() if p.requires_grad])
 

@@ -5,7 +5,8 @@ order of travel. A unit of work is one direction of one sequence of a piece of t
 the piece's sequence u % n, n being their number.
 
 Arrays are flat float32 arrays. The projected letters ``p`` are (n, L, 2, C + 2 H): channels of q, k and v (C in all),
-then a and b, for each direction. ``taps`` are (2, W, C), the last of which meets the letter itself. q, k, v are
+then a and b, for each direction. Where ``tokens`` (n, L), int64, is not empty, ``p`` has a row (2, C + 2 H) each, and
+letters have those of their tokens. ``taps`` are (2, W, C), the last of which meets the letter itself. q, k, v are
 (2, B, L, ·), the piece's first sequence being ``place``; ``lengths`` (B,) are the real letters of each. Widths of q, k
 and v are multiples of 8. No output is read before it is written.
 """
@@ -21,20 +22,23 @@ BLOCK = 64
 
 
 @njit(nogil=True, error_model="numpy")
-def _row(t, direction, length, width):
-    """Where the row of the letter that a direction meets at time t begins, from the first letter of its sequence.
-
-    Padding, behind the letters, is met last and in its own order.
-    """
-    letter = length - 1 - t if direction == 1 and t < length else t
-    return letter * width + direction * (width // 2)
+def _met(t, direction, length):
+    """Which letter a direction meets at time t: padding, behind the letters, is met last and in its own order."""
+    return length - 1 - t if direction == 1 and t < length else t
 
 
 @njit(nogil=True, error_model="numpy")
-def _gather(p, start, first, n, direction, length, width, column, offset, target):
+def _row(t, direction, length, width, start, tokens):
+    """Where the row of the letter met at time t begins; ``start`` is the sequence's first letter."""
+    letter = start + _met(t, direction, length)
+    return (tokens[letter] if tokens.size else letter) * width + direction * (width // 2)
+
+
+@njit(nogil=True, error_model="numpy")
+def _gather(p, start, first, n, direction, length, width, tokens, column, offset, target):
     """Column of the projected letters that are met at n times from ``first``, plus an offset."""
     for j in range(n):
-        target[j] = p[start + _row(first + j, direction, length, width) + column] + offset
+        target[j] = p[_row(first + j, direction, length, width, start, tokens) + column] + offset
 
 
 @njit(nogil=True, error_model="numpy")
@@ -82,7 +86,7 @@ def _forward_channels(p, rows, reach, taps, tap_at, C, first, last, out, at):
 
 
 @njit(nogil=True, error_model="numpy")
-def forward(first, last, sizes, channels, place, lengths, p, taps, rates, steps, q, k, v, log_decay, beta):
+def forward(first, last, sizes, channels, place, lengths, tokens, p, taps, rates, steps, q, k, v, log_decay, beta):
     """Write q, k, v, the log decay and the write strength of some units.
 
     ``sizes`` are n, B, L, H and W; ``channels`` those of q, k and v. ``rates`` are exp(A_log) and ``steps`` dt_bias,
@@ -96,14 +100,14 @@ def forward(first, last, sizes, channels, place, lengths, p, taps, rates, steps,
     a, b = np.zeros(BLOCK, p.dtype), np.zeros(BLOCK, p.dtype)
     for unit in range(first, last):
         direction, sequence = unit // n, unit % n
-        length, start = lengths[place + sequence], sequence * L * width
+        length, start = lengths[place + sequence], sequence * L
         tap_at = (direction * W + W - 1) * C
         for block in range(0, L, BLOCK):
             end = min(block + BLOCK, L)
             for t in range(block, end):
                 reach = min(W, t + 1)
                 for back in range(reach):
-                    rows[back] = start + _row(t - back, direction, length, width)
+                    rows[back] = _row(t - back, direction, length, width, start, tokens)
                 out = (direction * B + place + sequence) * L + t
                 c = channels[0]
                 _forward_channels(p, rows, reach, taps, tap_at, C, 0, c, q, out * channels[0])
@@ -112,8 +116,8 @@ def forward(first, last, sizes, channels, place, lengths, p, taps, rates, steps,
                 _forward_channels(p, rows, reach, taps, tap_at, C, c, C, v, out * channels[2])
             for h in range(H):
                 head = direction * H + h
-                _gather(p, start, block, end - block, direction, length, width, C + h, steps[head], a)
-                _gather(p, start, block, end - block, direction, length, width, C + H + h, zero, b)
+                _gather(p, start, block, end - block, direction, length, width, tokens, C + h, steps[head], a)
+                _gather(p, start, block, end - block, direction, length, width, tokens, C + H + h, zero, b)
                 for j in range(0, BLOCK, 8):
                     store(a, j, mul(softplus(load(a, j)), splat(-rates[head])))
                     store(b, j, sigmoid(load(b, j)))
@@ -189,13 +193,13 @@ def _write_letter(t, ahead, ring, W, taps, tap_at, C, d_p, at):
 
 @njit(nogil=True, error_model="numpy")
 def backward(
-    first, last, sizes, channels, place, lengths, p, taps, rates, steps, log_decay, beta,
+    first, last, sizes, channels, place, lengths, tokens, p, taps, rates, steps, log_decay, beta,
     dq, dk, dv, d_log_decay, d_beta, d_p, d_taps, d_rates, d_steps,
 ):  # fmt: skip
-    """Gradient of ``p``, and for each (direction, sequence) those of taps, A_log and dt_bias.
+    """Gradient of each letter's row, and for each (direction, sequence) those of taps, A_log and dt_bias.
 
-    ``d_taps`` (2, B, W, C), the tap that meets the letter itself first; ``d_rates`` and ``d_steps`` (2, B, H), the
-    former the gradient of A_log.
+    ``d_p`` is (n, L, 2, C + 2 H), with tokens or without; ``d_taps`` (2, B, W, C), the tap that meets the letter itself
+    first; ``d_rates`` and ``d_steps`` (2, B, H), the former the gradient of A_log.
     """
     n, B, L, H, W = sizes
     C = channels[0] + channels[1] + channels[2]
@@ -203,11 +207,12 @@ def backward(
     rows = np.empty(W, np.int64)
     ring, short = np.empty(W * C, p.dtype), np.empty(W * C, p.dtype)
     sums = np.empty(2 * H, np.float64)
+    positions = tokens[:0]
     slopes = np.zeros(BLOCK, p.dtype)
     zero, one = p.dtype.type(0), p.dtype.type(1)
     for unit in range(first, last):
         direction, sequence = unit // n, unit % n
-        length, start = lengths[place + sequence], sequence * L * width
+        length, start = lengths[place + sequence], sequence * L
         own = direction * B + place + sequence
         tap_at = (direction * W + W - 1) * C
         for c in range(0, W * C, 8):
@@ -220,7 +225,7 @@ def backward(
             for t in range(block, end):
                 reach = min(W, t + 1)
                 for back in range(reach):
-                    rows[back] = start + _row(t - back, direction, length, width)
+                    rows[back] = _row(t - back, direction, length, width, start, tokens)
                 out, slot = own * L + t, (t % W) * C
                 c = channels[0]
                 _backward_channels(p, rows, reach, taps, tap_at, C, 0, c, dq, out * channels[0], ring, slot, short)
@@ -230,17 +235,18 @@ def backward(
                 c += channels[1]
                 _backward_channels(p, rows, reach, taps, tap_at, C, c, C, dv, out * channels[2], ring, slot, short)
                 if reach == W:
-                    _write_letter(t - W + 1, W, ring, W, taps, tap_at, C, d_p, rows[W - 1])
+                    at = _row(t - W + 1, direction, length, width, start, positions)
+                    _write_letter(t - W + 1, W, ring, W, taps, tap_at, C, d_p, at)
             for c in range(0, W * C, 8):
                 at = own * W * C + c
                 store(d_taps, at, add(load(d_taps, at), load(short, c)))
             for h in range(H):
                 head = direction * H + h
-                _gather(p, start, block, end - block, direction, length, width, C + h, steps[head], slopes)
+                _gather(p, start, block, end - block, direction, length, width, tokens, C + h, steps[head], slopes)
                 for j in range(0, BLOCK, 8):
                     store(slopes, j, mul(sigmoid(load(slopes, j)), splat(-rates[head])))
                 for t in range(block, end):
-                    at, a_at = (own * L + t) * H + h, start + _row(t, direction, length, width) + C + h
+                    at, a_at = (own * L + t) * H + h, _row(t, direction, length, width, start, positions) + C + h
                     d_a, d_b = zero, zero
                     if t < length:
                         d_a = d_log_decay[at] * slopes[t - block]
@@ -249,7 +255,7 @@ def backward(
                         sums[H + h] += d_a
                     d_p[a_at], d_p[a_at + H] = d_a, d_b
         for t in range(max(0, L - W + 1), L):
-            at = start + _row(t, direction, length, width)
+            at = _row(t, direction, length, width, start, positions)
             _write_letter(t, L - t, ring, W, taps, tap_at, C, d_p, at)
         for h in range(H):
             d_rates[own * H + h], d_steps[own * H + h] = sums[h], sums[H + h]
