@@ -194,11 +194,10 @@ class Block(nn.Module):
         x, normal = self.mixer_norm.beside(x)
         return self._through_mlp(self.mixer(normal, padding, x))
 
-    def from_tokens(self, table: Tensor, tokens: Tensor, padding: Padding | None) -> Tensor:
-        """What ``forward`` gives for ``table[tokens]``: as ``BiGatedDeltaNet.from_tokens``."""
+    def from_tokens(self, x: Tensor, table: Tensor, tokens: Tensor, padding: Padding | None) -> Tensor:
+        """What ``forward`` gives for ``x = table[tokens]``: as ``BiGatedDeltaNet.from_tokens``."""
         assert isinstance(self.mixer, BiGatedDeltaNet)
-        residual = F.embedding(tokens, table)
-        return self._through_mlp(self.mixer.from_tokens(self.mixer_norm(table), tokens, padding, residual))
+        return self._through_mlp(self.mixer.from_tokens(self.mixer_norm(table), tokens, padding, x))
 
     def _through_mlp(self, x: Tensor) -> Tensor:
         x, normal = self.mlp_norm.beside(x)

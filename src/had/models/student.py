@@ -225,9 +225,11 @@ class HADModel(nn.Module):
         def work(rows: slice) -> tuple[Tensor, ...]:
             ids, own = ids_BL[rows], None if padding is None else padding.rows(rows)
             states = [self.embedding(ids)]
-            for index, block in enumerate(self.blocks):
-                by_table = by_tokens and index == 0
-                states.append(block.from_tokens(table, ids, own) if by_table else block(states[-1], own))
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                x = states[-1]
+                by_table = by_tokens and block is self.blocks[0]
+                states.append(block.from_tokens(x, table, ids, own) if by_table else block(x, own))
                 if not every:
                     del states[0]
             return (*states[:-1], self.norm(states[-1]))
