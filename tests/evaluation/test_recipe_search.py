@@ -86,6 +86,7 @@ def test_a_search_never_reads_test_rows_and_computes_nothing_twice(
     assert ran == [(task, name, 0) for name in two for task in ("mouse/3", "tf/0")]
     assert {(t["n_train"], t["n_dev"]) for t in first} == {(40, 16)}
     assert set(asked) == {"train", "dev"}
+    assert all(0 <= trial["scores"]["auroc"] <= 1 for trial in first)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/trials").rglob("*.json")}
     assert len(stamps) == 4
     everything = search(settings, tmp_path / "run", options(base))
@@ -135,7 +136,8 @@ def test_trials_that_diverge_are_told_and_wrong_options_refused(base: Path, tmp_
 def test_differences_are_paired_by_task_and_seed() -> None:
     def trial(setting: str, task: str, seed: int, dev: float | None) -> dict[str, Any]:
         return {"setting": setting, "task": task, "seed": seed, "dev": dev, "one_strand": dev, "both_strands": None} | {
-            "seconds": 1.5
+            "seconds": 1.5,
+            "scores": {} if dev is None else {"auroc": dev + 0.05},
         }
 
     trials = [trial("default", "a", 0, 0.5), trial("default", "a", 1, 0.7), trial("default", "b", 0, 0.2)]
@@ -152,6 +154,7 @@ def test_differences_are_paired_by_task_and_seed() -> None:
     text = as_markdown([new, default, bad], "default")
     assert "| new | 0.550 | +0.000 [-0.100, +0.100] | 1 of 2 | 0.600 | 0.500 |" in text
     assert "bad (1 of 3 trials)" in text
+    assert (new.auroc, default.auroc) == pytest.approx(((0.6 + 0.1 + 0.9) / 3 + 0.05, (0.5 + 0.7 + 0.2) / 3 + 0.05))
 
 
 @pytest.mark.slow

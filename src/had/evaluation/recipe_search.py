@@ -169,7 +169,7 @@ def run_trial(trial: Trial, shelf: Shelf) -> dict[str, Any]:
     config = dataclasses.replace(trial.config, metric=metric)
     setting = finetune_config(trial.contestant, data, config, trial.seed, DEFAULT_MODEL)
     curve: list[float] = []
-    found: dict[str, Any] = {"dev": None, "one_strand": None, "both_strands": None, "note": ""}
+    found: dict[str, Any] = {"dev": None, "one_strand": None, "both_strands": None, "scores": {}, "note": ""}
     try:
         model = build_classifier(trial.contestant, setting, rows, choose_device(trial.device))
 
@@ -183,6 +183,7 @@ def run_trial(trial: Trial, shelf: Shelf) -> dict[str, Any]:
             "one_strand": _finite(result.conjoin_scores.get("off", math.nan)),
             "both_strands": _finite(result.conjoin_scores.get("on", math.nan)),
             "epoch": result.epoch,
+            "scores": {name: _finite(value) for name, value in result.validation.items()},
         }
     except Diverged as fault:
         found["note"] = str(fault)

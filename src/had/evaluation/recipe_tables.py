@@ -15,7 +15,7 @@ from had.files import atomic_write_text
 
 TRIAL_COLUMNS = (
     *("setting", "task", "seed", "metric", "dev", "one_strand", "both_strands", "last_epoch", "epoch", "n_train"),
-    *("n_dev", "seconds", "note"),
+    *("n_dev", "auroc", "loss", "seconds", "note"),
 )
 SETTING_COLUMNS = ("setting", "task", "seeds", "dev", "difference", "low", "high", "seconds")
 ALL = "all"
@@ -38,6 +38,8 @@ class Line:
     n_trials: int
     one_strand: float
     both_strands: float
+    auroc: float
+    """Mean over trials, where the task has one: it varies less from one sample of rows to the next than MCC does."""
 
     @property
     def mean(self) -> float:
@@ -77,6 +79,7 @@ def summarise(settings: Sequence[str], trials: Sequence[Mapping[str, Any]]) -> l
                 len(own),
                 float(np.mean([_number(trial["one_strand"]) for trial in own])),
                 float(np.mean([_number(trial["both_strands"]) for trial in own])),
+                float(np.mean([_number(trial["scores"].get("auroc")) for trial in own])),
             )
         )
     return sorted(lines, key=lambda line: -line.mean if math.isfinite(line.mean) else math.inf)
@@ -108,7 +111,7 @@ def as_markdown(lines: Sequence[Line], reference: str) -> str:
     """The settings as a Markdown table, best mean first; ``reference`` is what they are compared with."""
     tasks = sorted({task for line in lines for task in line.by_task})
     most = max((line.n_trials for line in lines), default=0)
-    header = ["setting", "mean", f"minus {reference}", "better on", *tasks, "one strand", "both strands", "seconds"]
+    header = ["setting", "mean", f"minus {reference}", "better on", *tasks, "one strand", "both strands", "AUROC", "seconds"]
     text = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for line in lines:
         partly = "" if line.n_trials == most else f" ({line.n_trials} of {most} trials)"
@@ -122,6 +125,7 @@ def as_markdown(lines: Sequence[Line], reference: str) -> str:
             *(_cell(line.by_task.get(task, math.nan)) for task in tasks),
             _cell(line.one_strand),
             _cell(line.both_strands),
+            _cell(line.auroc),
             f"{line.seconds:,.0f}",
         ]
         text.append("| " + " | ".join(cells) + " |")
@@ -142,7 +146,8 @@ def _by_task(scores: Scores) -> dict[str, float]:
 
 def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
     curve = trial["curve"]
-    row = {**trial, "last_epoch": curve[-1] if curve else None}
+    scores = {name: trial["scores"].get(name) for name in ("auroc", "loss")}
+    row = {**trial, **scores, "last_epoch": curve[-1] if curve else None}
     return {key: "" if row.get(key) is None else row[key] for key in TRIAL_COLUMNS}
 
 
