@@ -111,7 +111,8 @@ def as_markdown(lines: Sequence[Line], reference: str) -> str:
     """The settings as a Markdown table, best mean first; ``reference`` is what they are compared with."""
     tasks = sorted({task for line in lines for task in line.by_task})
     most = max((line.n_trials for line in lines), default=0)
-    header = ["setting", "mean", f"minus {reference}", "better on", *tasks, "one strand", "both strands", "AUROC", "seconds"]
+    header = ["setting", "mean", f"minus {reference}", "better on", *tasks]
+    header += ["one strand", "both strands", "AUROC", "seconds"]
     text = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for line in lines:
         partly = "" if line.n_trials == most else f" ({line.n_trials} of {most} trials)"
