@@ -7,6 +7,7 @@ and can start its account anew, so one process measures cell after cell; after a
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,11 +31,20 @@ class Died(Exception):
     """The process ended by itself without an answer; the message says how."""
 
 
+def _end_with_parent() -> None:
+    """Whoever ends the table ends the cell that is being measured."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _serve(pipe: Connection) -> None:
     """Answer calls (module, function, arguments) until the pipe is closed."""
     # Where memory runs out, the system is to end this process rather than another.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             module, function, arguments = pipe.recv()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -239,6 +240,26 @@ def test_a_worker_that_dies_or_hangs_is_told_apart() -> None:
         assert workers.call("math:sqrt", (9.0,), 60) == 3
     finally:
         workers.stop()
+
+
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    script = (
+        "import threading, time\n"
+        "from workers import Workers\n"
+        "workers = Workers('cpu')\n"
+        "threading.Thread(target=workers.call, args=('time:sleep', (300,), 300), daemon=True).start()\n"
+        "while workers._process is None or workers._process.pid is None: time.sleep(0.05)\n"
+        "print(workers._process.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT / "benchmarks", stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        assert worker.is_running()
+        parent.kill()
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def run_table(out: Path, *more: str) -> list[dict[str, Any]]:
