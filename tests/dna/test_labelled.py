@@ -212,6 +212,49 @@ def test_columns_of_zeros_and_ones_are_labels(tmp_path: Path) -> None:
         usable_rows(path, ["lung"])
     with pytest.raises(UserError, match="line 2: the label column 'x' holds '9'"):
         usable_rows(path, ["x"])
+    with pytest.raises(UserError, match="line 1: --labels names the column 'Brain' twice"):
+        usable_rows(path, ["brain", "Brain"])
+
+
+def test_an_empty_cell_of_a_label_column_is_a_missing_label_and_no_zero(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sequence,a,b\nAC,1,0\nAC,1,\nAC,,NaN\nGT\nGG,0,0\n")
+    rows, dropped = usable_rows(path, ["a", "b"])
+    assert [(row.line, row.label) for row in rows] == [(2, "a"), (6, "")]
+    assert [(row.line, row.reason) for row in dropped] == [(line, "a missing label") for line in (3, 4, 5)]
+
+
+def test_label_columns_named_by_numbers_are_the_same_whatever_else_a_row_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sequence,01,2\nAC,1,0\nGT,1,1\nGG,0,1\n")
+    rows, _ = usable_rows(path, ["01", "2"])
+    task = decide_task(rows, label_columns=["01", "2"])
+    assert targets(rows, task).tolist() == [[1, 0], [1, 1], [0, 1]]
+    assert unseen_labels(rows, task) == []
+    with pytest.raises(UserError, match="two labels of one name"):
+        decide_task(rows, label_columns=["01", "1"])
+
+
+def test_a_row_with_more_fields_than_columns_is_refused_not_cut(tmp_path: Path) -> None:
+    for text in ("sequence,label\nAC,a\nGT,a,b\n", "sequence\tlabel\nAC\ta\nx\tGT\tb\n"):
+        with pytest.raises(UserError, match="line 3: the row has 3 fields, but line 1 names 2"):
+            usable_rows(write(tmp_path / "a.csv", text))
+    assert len(usable_rows(write(tmp_path / "b.csv", "sequence,label\nAC,a,\nGT,b, \n"))[0]) == 2
+
+
+def test_a_wrong_letter_in_a_folder_of_classes_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "train/neg").mkdir(parents=True)
+    write(tmp_path / "train/neg/3.txt", "AC-T")
+    with pytest.raises(UserError, match=r"neg.3\.txt: '-' at position 2"):
+        read_splits(tmp_path)
+
+
+def test_parquet_columns_of_bytes_are_text(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"sequence": pa.array([b"AC", b"GT"], pa.binary()), "label": pa.array([b"a", b"b"], pa.binary())})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = read_labelled(tmp_path / "a.parquet")
+    assert (data.sequences, data.classes) == (("AC", "GT"), ("a", "b"))
 
 
 def test_coordinates_are_kept_beside_the_letters(tmp_path: Path) -> None:
@@ -219,6 +262,14 @@ def test_coordinates_are_kept_beside_the_letters(tmp_path: Path) -> None:
     rows, _ = usable_rows(path)
     assert rows[0].locus == ("chr1", 5, 7)
     assert rows[1].locus is None
+
+
+@pytest.mark.parametrize("names", ["chrom,chromStart,chromEnd", "Chromosome,Start,End"])
+def test_coordinates_as_ucsc_and_pandas_write_them_are_read(tmp_path: Path, names: str) -> None:
+    path = write(
+        tmp_path / "a.csv", f"sequence,label,{names}\nAC,1,chr1,5.0,7.0\nGT,0,,,\nGG,0,chr1,7,5\nGG,0,chr1,5.5,7\n"
+    )
+    assert [row.locus for row in usable_rows(path)[0]] == [("chr1", 5, 7), None, None, None]
 
 
 def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: Path) -> None:

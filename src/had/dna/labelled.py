@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna import alphabet
-from had.dna.labelled_rows import Record, iterate_records
+from had.dna.labelled_rows import MISSING, Record, iterate_records
 from had.dna.labelled_tasks import LabelledRow, plain_number, sorted_names
 from had.errors import UserError
 
@@ -23,7 +23,6 @@ SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "val")
 """What the file or folder of each split may be called."""
 _TEXT_SUFFIXES = ("csv", "tsv", "fa", "fasta", "fna")
 _SUFFIXES = (*(f".{kind}{packed}" for kind in _TEXT_SUFFIXES for packed in ("", ".gz")), ".parquet")
-_MISSING = {"", "nan", "na", "n/a", "null"}
 
 
 class DroppedRow(NamedTuple):
@@ -132,7 +131,8 @@ def usable_rows(
     path
         CSV, TSV, FASTA or Parquet (see `had.dna.labelled_rows.iterate_records`).
     label_columns
-        Columns of 0 and 1, one a label; a row of zeros is then a row without any of them, not one without label.
+        Columns of 0 and 1, one a label; a row of zeros is then a row without any of them, not one without label; a row
+        with an empty one is dropped.
 
     Raises
     ------
@@ -175,10 +175,10 @@ def sort_out(
     for record in records:
         if not record.sequence:
             dropped.append(DroppedRow(record.line, "an empty sequence"))
-        elif record.label is None or (not empty_label_is_one and record.label.lower() in _MISSING):
+        elif record.label is None or (not empty_label_is_one and record.label.lower() in MISSING):
             dropped.append(DroppedRow(record.line, "a missing label"))
         else:
-            _check_letters(path, record.line, record.sequence)
+            _check_letters(path, record)
             label = plain_number(record.label)
             rows.append(
                 LabelledRow(record.line, record.number, record.sequence, label, record.id, record.locus, record.split)
@@ -213,10 +213,12 @@ def find_splits(folder: str | PathLike[str], none_is_an_error: bool = True) -> d
     return paths
 
 
-def _check_letters(path: Path, line: int, sequence: str) -> None:
-    if (position := invalid_position(sequence)) is not None:
+def _check_letters(path: Path, record: Record) -> None:
+    if (position := invalid_position(record.sequence)) is not None:
+        # Of a folder of classes the line is only a number of a file: the file itself is named.
+        where = path / str(record.label) / f"{record.id}.txt" if path.is_dir() else f"{path}, line {record.line}"
         raise UserError(
-            f"{path}, line {line}: {sequence[position]!r} at position {position} of the sequence is no "
+            f"{where}: {record.sequence[position]!r} at position {position} of the sequence is no "
             "nucleotide letter; remove it or write N"
         )
 

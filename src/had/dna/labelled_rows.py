@@ -17,13 +17,17 @@ from had.errors import UserError
 SEQUENCE_COLUMNS = ("sequence", "seq")
 LABEL_COLUMN = "label"
 _ID_COLUMNS = ("id", "name")
-_CONTIG_COLUMNS = ("chrom", "chr", "contig", "region", "seqname", "seqnames")
-_WHOLE = re.compile(r"\s*\d+\s*")
+_CONTIG_COLUMNS = ("chrom", "chr", "chromosome", "contig", "region", "seqname", "seqnames")
+_START_COLUMNS = ("start", "chromstart")
+_END_COLUMNS = ("end", "chromend")
+_WHOLE = re.compile(r"(\d+)(?:\.0*)?")
 _LABEL_WORD = re.compile(r"(?:^|[\s|;])label=([^\s|]*)")
 _LONGEST_FIELD = 2**31 - 1
 _PARQUET_ROWS = 1024
-_NO_LABEL = {"", "0", "0.0", "false"}
+_NO_LABEL = {"0", "0.0", "false"}
 _ONE_LABEL = {"1", "1.0", "true"}
+MISSING = {"", "nan", "na", "n/a", "null"}
+"""Labels, in lower case, that say that there is none."""
 
 
 class Locus(NamedTuple):
@@ -46,7 +50,7 @@ class Record(NamedTuple):
     sequence: str
     """Letters as written, without surrounding blanks; may be empty."""
     label: str | None
-    """As written, ``a;b`` for several 0/1 columns; None where there is none."""
+    """As written, ``a;b`` for several 0/1 columns; None where there is none, or one of those columns is empty."""
     locus: Locus | None = None
     split: str | None = None
     """Content of a column ``split``."""
@@ -156,43 +160,51 @@ class _Columns:
         absent = [name for name in label_columns if name.strip().lower() not in places]
         if absent and need_label:
             raise UserError(f"{where}: --labels names the column {absent[0]!r}; found {', '.join(names)}")
+        named = [name.strip().lower() for name in label_columns]
+        if twice := next((name for i, name in enumerate(label_columns) if named[i] in named[:i]), None):
+            raise UserError(f"{where}: --labels names the column {twice!r} twice; name it once")
         if clash := next((name for name in label_columns if ";" in name), None):
             raise UserError(f"{where}: the label column {clash!r} has a ';' in its name; rename it")
-        self.labels = [] if absent else [places[name.strip().lower()] for name in label_columns]
+        self.labels = [] if absent else [places[name] for name in named]
         self.id = first_of(_ID_COLUMNS)
         self.split = places.get("split")
         self.task = places.get("task")
-        self.locus = (first_of(_CONTIG_COLUMNS), places.get("start"), places.get("end"))
+        self.locus = (first_of(_CONTIG_COLUMNS), first_of(_START_COLUMNS), first_of(_END_COLUMNS))
 
     def record(self, fields: Sequence[str], line: int, number: int) -> Record:
         def field(place: int | None) -> str:
             return fields[place].strip() if place is not None and place < len(fields) else ""
 
-        contig, start, end = (field(place) for place in self.locus)
-        located = contig and _WHOLE.fullmatch(start) and _WHOLE.fullmatch(end) and int(start) < int(end)
+        contig, *ends = (field(place) for place in self.locus)
+        # pandas writes a column of whole numbers with gaps as 100.0.
+        start, end = (int(found[1]) if (found := _WHOLE.fullmatch(text)) else -1 for text in ends)
+        located = contig and 0 <= start < end
         return Record(
             line,
             number,
             field(self.id) or str(number),
             field(self.sequence),
             self._several(field, line) if self.labels else None if self.label is None else field(self.label),
-            Locus(contig, int(start), int(end)) if located else None,
+            Locus(contig, start, end) if located else None,
             field(self.split).lower() or None,
             field(self.task) or None,
         )
 
-    def _several(self, field: Callable[[int | None], str], line: int) -> str:
+    def _several(self, field: Callable[[int | None], str], line: int) -> str | None:
         present = []
+        missing = False
         for name, place in zip(self.label_names, self.labels, strict=True):
             value = field(place).lower()
             if value in _ONE_LABEL:
                 present.append(name)
+            elif value in MISSING:
+                missing = True
             elif value not in _NO_LABEL:
                 raise UserError(
                     f"{self.where.rpartition(', line')[0] or self.where}, line {line}: the label column {name!r} "
                     f"holds {value!r}; write 0 or 1"
                 )
-        return ";".join(present)
+        return None if missing else ";".join(present)
 
 
 def _table_records(
@@ -218,6 +230,11 @@ def _table_records(
             return
         if fields:
             number += 1
+            if need_label and any(text.strip() for text in fields[len(names) :]):
+                raise UserError(
+                    f"{path}, line {reader.line_num + skipped}: the row has {len(fields)} fields, but line {skipped} "
+                    f"names {len(names)} columns; quote a field that holds the separator, or name every column"
+                )
             yield columns.record(fields, reader.line_num + skipped, number)
 
 
@@ -280,4 +297,5 @@ def _as_text(value: object) -> str:
         return ""
     if isinstance(value, list | tuple):
         return ";".join(_as_text(item) for item in value)
-    return str(value)
+    # Some writers (Spark, Impala) do not mark their columns of bytes as text.
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

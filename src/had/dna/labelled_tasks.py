@@ -77,7 +77,10 @@ def decide_task(
     if label_columns and wanted not in ("auto", "multilabel"):
         raise UserError(f"--labels makes the task multilabel; --task {wanted} does not go with it")
     if wanted == "multilabel" or label_columns or (wanted == "auto" and any(";" in row.label for row in rows)):
-        return Task("multilabel", tuple(label_columns) or sorted_names(_parts(rows)))
+        labels = tuple(plain_number(name.strip()) for name in label_columns) or sorted_names(_parts(rows))
+        if not labels or len(set(labels)) < len(labels):
+            raise UserError(f"{source} has {'no label' if not labels else 'two labels of one name'} to learn")
+        return Task("multilabel", labels)
     if wanted == "regression" or (wanted == "auto" and _has_fraction(rows, source)):
         return Task("regression", ("value",))
     classes = sorted_names({row.label for row in rows})
