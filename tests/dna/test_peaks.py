@@ -78,6 +78,22 @@ class TestReading:
     def test_without_a_summit_it_is_laid_around_the_middle(self, genome: Genome, tmp_path: Path, row: str) -> None:
         assert read_peaks(write(tmp_path / "a.narrowPeak", row), genome, 10)[0].tolist() == [[145, 155]]
 
+    def test_the_blocks_of_bed12_are_no_summit(self, genome: Genome, tmp_path: Path) -> None:
+        row = "chr1\t100\t200\tp\t0\t+\t100\t200\t0\t{}\t{}\t{}"
+        blocks = [row.format(2, "10,20,", "0,80,"), row.format(1, "100", "0")]
+        # A narrowPeak with more columns behind its summit is no BED12.
+        rows = [*blocks[:1], blocks[1].replace("p\t", "q\t"), row.format(30, "2.5", "1.5")]
+        spans, _, notes = read_peaks(write(tmp_path / "a.bed", rows[0], rows[2]), genome, 10)
+        assert spans.tolist() == [[145, 155], [125, 135]]
+        assert notes == []
+        assert read_peaks(write(tmp_path / "b.bed", rows[1]), genome, 10)[0].tolist() == [[145, 155]]
+
+    def test_a_summit_outside_its_peak_gives_way_to_the_middle(self, genome: Genome, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.narrowPeak", *(f"chr1\t100\t200\tp\t0\t.\t1\t1\t1\t{s}" for s in (99, 5000)))
+        spans, _, notes = read_peaks(path, genome, 10)
+        assert spans.tolist() == [[194, 204], [145, 155]]
+        assert notes == ["1 peaks have a summit outside of them: their middle was taken (line 2)"]
+
     def test_what_is_left_out_is_said(self, genome: Genome, tmp_path: Path) -> None:
         rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190", "chr1\t20100\t20300"]
         spans, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
@@ -118,6 +134,7 @@ class TestBackground:
         peaks = [region for region in found.regions if region.label == PEAK]
         background = [region for region in found.regions if region.label == BACKGROUND]
         assert len(background) == 2 * len(peaks)
+        assert "1 of 2 blacklisted intervals lie on contigs that the genome lacks (chrOther)" in found.notes
         by_name = {peak.name: peak for peak in peaks}
         taken: dict[str, np.ndarray] = {name: np.zeros(len(text), dtype=int) for name, text in sequences.items()}
         for peak in peaks:
@@ -214,6 +231,12 @@ class TestSplit:
     def test_a_contig_cannot_do_both(self, genome: Genome, peaks_file: Path) -> None:
         with pytest.raises(UserError, match="chr2"):
             peaks_with_background(peaks_file, genome, valid_contigs=["chr2"], test_contigs=["chr2"])
+
+    @pytest.mark.parametrize("option", ["valid_contigs", "test_contigs"])
+    def test_a_named_contig_without_peaks_is_refused(self, genome: Genome, tmp_path: Path, option: str) -> None:
+        path = write(tmp_path / "p.bed", *(f"chr1\t{s}\t{s + 50}" for s in range(0, 9000, 300)), "chr2\t5\t60")
+        with pytest.raises(UserError, match="no usable peak on chr3, chr4, named for"):
+            peaks_with_background(path, genome, **{option: ["chr3", "chr4"]})
 
     def test_borders_by_position_cut_no_peak(self) -> None:
         rng = np.random.default_rng(1)

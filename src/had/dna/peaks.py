@@ -4,6 +4,7 @@ Coordinates are 0-based half-open. Background regions are drawn from letters A, 
 interval touches (peaks as written, however narrow their windows), on contigs of the peak's own split.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from had.errors import UserError
 PEAK, BACKGROUND = "peak", "background"
 SPLITS = ("train", "dev", "test")
 _SUMMIT_COLUMN = 9
+_BLOCKS = re.compile(r"\d+(,\d+)*,?", re.ASCII)
 
 
 class Region(NamedTuple):
@@ -60,7 +62,7 @@ def read_peaks(
     ----------
     path
         The file. Column 4 is the name; column 10, where it is a whole number, the summit's distance from the start
-        (narrowPeak; -1: unknown).
+        (narrowPeak; -1: unknown), unless columns 10 to 12 are the blocks of BED12.
     genome
         What the intervals are of.
     width
@@ -73,7 +75,8 @@ def read_peaks(
     names : list of str
         Name of each; its line where it has none.
     notes : list of str
-        Peaks left out: windows beyond the contig's end, windows without a letter A, C, G, T, repeated intervals.
+        Peaks left out: windows beyond the contig's end, windows without a letter A, C, G, T, repeated intervals; and
+        summits that lie outside their peak.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def read_peaks(
         If a row cannot be read or does not fit the genome, or no peak is left.
     """
     spans, names, seen = [], [], set()
-    beyond, unknown, repeated = [], [], []
+    beyond, unknown, repeated, astray = [], [], [], []
     text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
     for line, row in enumerate(text.splitlines(), start=1):
         if not has_interval(row):
@@ -90,8 +93,11 @@ def read_peaks(
         contig = genome.contig(interval.contig)
         start, end = interval.start, interval.end
         if width is not None:
-            summit = columns[_SUMMIT_COLUMN] if len(columns) > _SUMMIT_COLUMN else ""
-            centre = start + int(summit) if summit.isdigit() else (start + end) // 2
+            summit = _summit(columns)
+            if summit is not None and summit >= end - start:
+                astray.append(line)
+                summit = None
+            centre = (start + end) // 2 if summit is None else start + summit
             start, end = centre - width // 2, centre - width // 2 + width
         if start < 0 or end > contig.length:
             beyond.append(line)
@@ -112,9 +118,26 @@ def read_peaks(
         )
         if lines
     ]
+    if astray:
+        lines = ", ".join(map(str, astray[:5]))
+        notes.append(f"{len(astray):,} peaks have a summit outside of them: their middle was taken (line {lines})")
     if not spans:
         raise UserError(f"{path} has no usable peak" + (f": {'; '.join(notes)}" if notes else ""))
     return np.array(spans, dtype=np.int64), names, notes
+
+
+def _summit(columns: Sequence[str]) -> int | None:
+    """Distance of the summit from the start; None where the row has none."""
+    if len(columns) <= _SUMMIT_COLUMN or not re.fullmatch(r"\d+", columns[_SUMMIT_COLUMN], re.ASCII):
+        return None
+    value = int(columns[_SUMMIT_COLUMN])
+    # BED12 counts blocks there, and lists their sizes and starts behind; the first starts at 0.
+    lists = columns[_SUMMIT_COLUMN + 1 : _SUMMIT_COLUMN + 3]
+    if len(lists) == 2 and all(_BLOCKS.fullmatch(text) for text in lists):
+        sizes, starts = ([int(part) for part in text.split(",") if part] for text in lists)
+        if len(sizes) == len(starts) == value and starts[0] == 0:
+            return None
+    return value
 
 
 def split_contigs(
@@ -203,6 +226,9 @@ def peaks_with_background(
     index, local = genome.locate(spans[:, 0])
     contigs = [genome.contigs[i].name for i in index]
     counts = Counter(contigs)
+    for what, named in (("validation", valid_contigs), ("test", test_contigs)):
+        if named and not any(counts[genome.contig(name).name] for name in named):
+            raise UserError(f"{path} has no usable peak on {', '.join(named)}, named for {what}; name another contig")
     part_of = split_contigs(counts, valid_contigs, test_contigs, fractions, seed)
     territory = {split: _contig_spans(genome, [n for n in counts if part_of[n] == split]) for split in SPLITS}
     how = _by_contig(part_of, counts)
@@ -210,7 +236,14 @@ def peaks_with_background(
         territory, how = _by_position(genome, spans, index, fractions)
     gc = gc_shares(genome, spans[:, 0], lengths)
     # Whole peaks, those left out too, and not only the windows around their summits.
-    taboo = merge(np.concatenate([spans, *(_bed_spans(bed, genome) for bed in (path, blacklist) if bed is not None)]))
+    listed, absent = (np.zeros((0, 2), dtype=np.int64), []) if blacklist is None else _bed_spans(blacklist, genome)
+    if absent:
+        of_them = ", ".join(sorted(set(absent))[:5])
+        notes.append(
+            f"{len(absent):,} of {len(absent) + len(listed):,} blacklisted intervals lie on contigs that the genome "
+            f"lacks ({of_them}{', …' if len(set(absent)) > 5 else ''})"
+        )
+    taboo = merge(np.concatenate([spans, _bed_spans(path, genome)[0], listed]))
     peaks: list[Region] = []
     background: list[Region] = []
     missing, far = 0, 0
@@ -266,17 +299,21 @@ def _by_position(
     return {split: np.array(p, dtype=np.int64).reshape(-1, 2) for split, p in parts.items()}, how
 
 
-def _bed_spans(path: str | PathLike[str], genome: Genome) -> NDArray[np.int64]:
-    """Global spans (n, 2) of the intervals of a BED file; those of contigs that this genome lacks do not matter."""
+def _bed_spans(path: str | PathLike[str], genome: Genome) -> tuple[NDArray[np.int64], list[str]]:
+    """Global spans (n, 2) of the intervals of a BED file, and the contig of each that lies on none of this genome."""
     known = {contig.name for contig in genome.contigs}
     text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
-    spans = []
+    spans, absent = [], []
     for line, row in enumerate(text.splitlines(), start=1):
-        if has_interval(row) and row.split()[0] in known:
+        if not has_interval(row):
+            continue
+        if (name := row.split()[0]) not in known:
+            absent.append(name)
+        else:
             interval, _ = parse_bed_row(row, f"{path}, line {line:,}", line, genome)
             offset = genome.contig(interval.contig).offset
             spans.append((offset + interval.start, offset + interval.end))
-    return np.array(spans, dtype=np.int64).reshape(-1, 2)
+    return np.array(spans, dtype=np.int64).reshape(-1, 2), absent
 
 
 def _by_contig(part_of: Mapping[str, str], counts: Mapping[str, int]) -> str:
