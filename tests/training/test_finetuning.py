@@ -260,6 +260,38 @@ def test_nothing_is_written_where_data_or_model_are_wrong(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) -> None:
+    for task, label in (("auto", "1"), ("regression", "0.5"), ("multilabel", "a;b")):
+        data = write_rows(tmp_path / "n.csv", [f"NNNN,{label}"] * 9)
+        with pytest.raises(UserError, match=r"n\.csv has no training row with a letter A, C, G or T \(9 rows"):
+            load_data(data, task=task)
+    with pytest.raises(UserError, match="no label to learn"):
+        load_data(write_rows(tmp_path / "none.csv", ["ACGT,;"] * 9))
+    data = write_rows(tmp_path / "long.csv", [*two_classes(20), "A" * 150 + ",rich"])
+    short = dataclasses.replace(SMALL, max_length=100)
+    with pytest.raises(UserError, match="a sequence of 150 bp, but the model reads up to 100; set max_length=100"):
+        finetune(config(data, student=short), tmp_path / "run", OPTIONS)
+    with pytest.raises(UserError, match="seed must not be negative; got -1"):
+        config(data, seed=-1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_that_is_no_number_is_named_with_the_file_of_its_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    for name in ("train", "dev", "test"):
+        write_rows(tmp_path / f"data/{name}.csv", [f"{sequence(rng, 0.5)},{i}.5" for i in range(9)])
+    write_rows(tmp_path / "data/test.csv", ["ACGT,1.5", "ACGA,high"])
+    with pytest.raises(UserError, match=r"test\.csv, line 3: the label 'high' is no finite number"):
+        load_data(tmp_path / "data")
+
+
+def test_repeated_ids_are_counted_before_rows_are_held_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    rows = [f"s{i // 2},{sequence(rng, 0.5)},{i % 2}" for i in range(40)]
+    data = load_data(write_rows(tmp_path / "a.csv", rows, "id,sequence,label"), split="random", valid_fraction=0.4)
+    assert data.facts["train"]["duplicated_ids"] == 20
+
+
 def test_validation_by_locus_never_overlaps_training(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     starts = rng.integers(0, 4000, 200)

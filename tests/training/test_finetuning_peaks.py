@@ -9,7 +9,7 @@ import pytest
 from had.errors import UserError
 from had.models.student import HADConfig
 from had.training.finetuning import FinetuneConfig, finetune, read_data
-from had.training.finetuning_peaks import PeaksConfig
+from had.training.finetuning_peaks import PeaksConfig, write_regions
 from had.training.finetuning_recipe import FitConfig
 from had.training.runs import RunOptions
 
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def config(files: tuple[Path, Path], **changes) -> FinetuneConfig:
     given = {"student": SMALL, "training": FitConfig(epochs=1, batch_size=16, lr=1e-2), **changes}
-    return FinetuneConfig(str(files[0]), "scratch", [str(files[1])], **given)
+    return FinetuneConfig(**{"data": str(files[0]), "model": "scratch", "genome": [str(files[1])], **given})
 
 
 def test_contigs_are_held_out_and_labels_are_peak_and_background(files: tuple[Path, Path]) -> None:
@@ -75,9 +75,45 @@ def test_a_run_leaves_regions_for_others(files: tuple[Path, Path], tmp_path: Pat
     }
 
 
+def test_the_files_of_regions_say_what_validated_where_no_contig_does(files: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = [line for line in files[0].read_text().splitlines() if line.startswith("c0\t")][:5]
+    (tmp_path / "few.bed").write_text("\n".join(lines) + "\n")
+    data, found = read_data(config((tmp_path / "few.bed", files[1])))
+    assert found is not None
+    assert "by position" in data.split
+    assert "by locus" in data.split
+    of_split = {name: sum(region.split == name for region in found.regions) for name in ("train", "dev", "test")}
+    assert data.test is not None
+    assert of_split == {"train": len(data.train), "dev": len(data.valid), "test": len(data.test)}
+    assert of_split["dev"] > 0
+    write_regions(found, tmp_path)
+    written = "".join((tmp_path / f"{name}.bed").read_text() for name in ("peaks", "background"))
+    assert written.count("\tdev\t") == of_split["dev"]
+
+
+def test_more_background_than_peaks_is_no_repetition(files: tuple[Path, Path]) -> None:
+    data, _ = read_data(config(files, peaks=PeaksConfig(ratio=2)))
+    assert {name: fact["duplicated_ids"] for name, fact in data.facts.items() if isinstance(fact, dict)} == {
+        "train": 0, "dev": 0, "test": 0
+    }  # fmt: skip
+
+
+def test_another_blacklist_is_another_run(files: tuple[Path, Path], tmp_path: Path) -> None:
+    black = tmp_path / "black.bed"
+    black.write_text("c0\t0\t30\n")
+    made = config(files, peaks=PeaksConfig(blacklist=str(black)))
+    first, _ = read_data(made)
+    black.write_text("c0\t0\t9000\n")
+    second, _ = read_data(made)
+    assert first.digests["genome"] == second.digests["genome"]
+    assert first.digests["blacklist"] != second.digests["blacklist"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"split": "random"}, "--split goes with labelled sequences"),
+        ({"labels": ["a"]}, "--labels goes with labelled sequences"),
         ({"genome": []}, "--genome"),
         ({"task": "regression"}, "binary"),
         ({"peaks": PeaksConfig(valid_contigs=["c0", "c1"], test_contigs=["c2", "c3"])}, "none is left to train on"),
@@ -99,6 +135,8 @@ def test_a_genome_without_peaks_is_refused(files: tuple[Path, Path], tmp_path: P
     (tmp_path / "rows.csv").write_text("sequence,label\nACGT,1\n")
     with pytest.raises(UserError, match="goes with peaks"):
         read_data(config((tmp_path / "rows.csv", files[1])))
+    with pytest.raises(UserError, match=r"peaks.width, peaks.valid_contigs .* goes with peaks"):
+        read_data(config((tmp_path / "rows.csv", files[1]), genome=[], peaks=PeaksConfig(9, valid_contigs=["c1"])))
 
 
 @pytest.mark.parametrize("changes", [{"width": 0}, {"ratio": 0}, {"gc_tolerance": -0.1}])

@@ -84,6 +84,8 @@ class FinetuneConfig:
                 continue
             if not 0 <= value < 1 or (value == 0 and not least):
                 raise UserError(f"{name} is a share between 0 and 1; got {value}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative; got {self.seed}")
         if self.max_length < 1:
             raise UserError(f"max_length must be at least 1; got {self.max_length}")
         if self.freeze and self.training.optimizer == "muon":
@@ -166,6 +168,9 @@ def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[Finetuning
     if is_bed(path):
         if not config.genome:
             raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
+        if config.labels or config.split != "auto":
+            option = "--labels" if config.labels else "--split"
+            raise UserError(f"{option} goes with labelled sequences; {path} holds peaks, which are split by contig")
         if config.task not in ("auto", "binary"):
             raise UserError(f"peaks against background are a binary task; got --task {config.task}")
         return load_peaks(
@@ -180,6 +185,14 @@ def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[Finetuning
         )
     if config.genome:
         raise UserError(f"--genome goes with peaks ({', '.join(BED_SUFFIXES)}); {path} is none of these")
+    if config.peaks != PeaksConfig():
+        changed = ", ".join(
+            f"peaks.{name}" for name, value in to_dict(config.peaks).items() if value != to_dict(PeaksConfig())[name]
+        )
+        raise UserError(
+            f"{changed} (--width, --negatives, --blacklist, --valid-contig, --test-contig) goes with peaks; "
+            f"{path} holds labelled sequences, which are split by their column split or by locus"
+        )
     data = load_data(
         path,
         task=config.task,
@@ -206,6 +219,12 @@ def build_model(
         folder = find_folder(config.model)
         student = HADModel.from_pretrained(folder)
         digest = {"model": sha256_of_file(folder / WEIGHTS_FILE)}
+    parts = (data.train, data.valid, *([data.test] if data.test is not None else []))
+    if (longest := max(int(part.lengths.max()) for part in parts)) > student.config.max_length:
+        raise UserError(
+            f"{config.data} has a sequence of {longest:,} bp, but the model reads up to {student.config.max_length:,}; "
+            f"set max_length={student.config.max_length}, and longer ones are cut to their middle"
+        )
     mean, scale = 0.0, 1.0
     if data.task.kind == "regression":
         mean, scale = float(data.train.targets.mean()), float(data.train.targets.std())

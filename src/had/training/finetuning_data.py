@@ -6,7 +6,7 @@ behind.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from had.dna.alphabet import NUCLEOTIDE_OFFSET, NUCLEOTIDE_PAD, N, encode_bytes, reverse_complement
-from had.dna.labelled import DroppedRow, find_splits, usable_rows
+from had.dna.labelled import SPLITS, DroppedRow, find_splits, usable_rows
 from had.dna.labelled_rows import class_files
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
@@ -113,6 +113,7 @@ def load_data(
         dropped,
         digests,
         str(path),
+        files=find_splits(path) if path.is_dir() else {},
         task=task,
         label_columns=label_columns,
         split=split,
@@ -129,6 +130,7 @@ def prepare_rows(
     digests: dict[str, str],
     source: str,
     *,
+    files: Mapping[str, Path] | None = None,
     how: str = "the user's validation rows",
     task: str = "auto",
     label_columns: Sequence[str] = (),
@@ -140,13 +142,21 @@ def prepare_rows(
 ) -> FinetuningData:
     """Rows by split (train, and perhaps dev and test) as `load_data` makes them ready; the rest as there.
 
-    ``source`` names the data in messages, ``how`` says how the dev rows, where there are any, were chosen.
+    ``source`` names the data in messages, ``files`` those of each split where there are several, ``how`` says how the
+    dev rows, where there are any, were chosen.
     """
+    # Rows that are held out are the training file's.
+    source_of = {name: str((files or {}).get(name, (files or {}).get("train", source))) for name in SPLITS}
     for name in ("train", "dev"):
         # A test row of N alone stays: whatever the model says of it counts, as in published scores.
         if name in given:
             given[name] = with_letters(given[name], dropped.setdefault(name, []))
-    decided = decide_task(given["train"], task, label_columns, source)
+    if not given["train"]:
+        looked_at = f"{len(dropped['train'])} rows were left out"
+        raise UserError(f"{source_of['train']} has no training row with a letter A, C, G or T ({looked_at})")
+    decided = decide_task(given["train"], task, label_columns, source_of["train"])
+    # Of all rows of a file, before some of them are held out.
+    ids = {name: Counter(row.id for row in rows if row.id != str(row.number)) for name, rows in given.items()}
     own_dev = bool(given.get("dev"))
     if not own_dev:
         train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
@@ -162,12 +172,12 @@ def prepare_rows(
     for name, rows in given.items():
         codes = [_codes(row.sequence) for row in rows]
         cut += sum(len(row) > max_length for row in codes)
-        parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, source))
+        parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, source_of[name]))
     seen = {_key(codes) for name in (("train",) if own_dev else ("train", "dev")) for codes in parts[name].codes}
     test_part = parts.get("test")
     tested = test_part.codes if test_part is not None else []
     test_in_train = np.array([_key(codes) in seen for codes in tested], dtype=np.bool_)
-    facts = _facts(given, dropped, decided, parts)
+    facts = _facts(given, dropped, decided, parts, ids)
     facts |= {"test_rows_also_in_train": int(test_in_train.sum()), "cut_to_max_length": cut}
     return FinetuningData(decided, parts["train"], parts["dev"], test_part, how, facts, test_in_train, digests)
 
@@ -320,17 +330,20 @@ def hold_out(
 
 
 def _facts(
-    given: dict[str, list[LabelledRow]], dropped: dict[str, list[DroppedRow]], task: Task, parts: dict[str, Part]
+    given: dict[str, list[LabelledRow]],
+    dropped: dict[str, list[DroppedRow]],
+    task: Task,
+    parts: dict[str, Part],
+    ids: Mapping[str, Counter[str]],
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, rows in given.items():
-        named = Counter(row.id for row in rows if row.id != str(row.number))
         reasons = Counter(row.reason for row in dropped.get(name, []))
         keys = Counter(_key(codes) for codes in parts[name].codes)
         fact: dict[str, Any] = {"rows": len(rows), "dropped": dict(reasons)}
         if reasons:
             fact["dropped_lines"] = [[row.line, row.reason] for row in dropped[name][:100]]
-        fact["duplicated_ids"] = sum(count - 1 for count in named.values())
+        fact["duplicated_ids"] = sum(count - 1 for count in ids.get(name, {}).values())
         fact["duplicated_sequences"] = sum(count - 1 for count in keys.values())
         if task.kind in ("binary", "multiclass"):
             labels = np.asarray(parts[name].targets)

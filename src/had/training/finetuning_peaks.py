@@ -7,11 +7,11 @@ from pathlib import Path
 from had.dna.alphabet import decode
 from had.dna.genome import Genome
 from had.dna.labelled_rows import Locus
-from had.dna.labelled_tasks import LabelledRow
+from had.dna.labelled_tasks import LabelledRow, Task
 from had.dna.peaks import BACKGROUND, PEAK, PeakSet, Region, peaks_with_background
 from had.errors import UserError
 from had.files import atomic_write_text, sha256_of_file
-from had.training.finetuning_data import FinetuningData, prepare_rows
+from had.training.finetuning_data import FinetuningData, hold_out, prepare_rows
 
 
 @dataclass
@@ -54,6 +54,8 @@ def load_peaks(
 ) -> tuple[FinetuningData, PeakSet]:
     """Read peaks, draw their background, split by contig (by position where no contig can be held out).
 
+    Where that gives no validation rows (few peaks), training rows are held out by locus.
+
     Raises
     ------
     UserError
@@ -77,21 +79,29 @@ def load_peaks(
         offset = genome.contig(region.contig).offset
         letters = decode(genome.codes[offset + region.start : offset + region.end])
         locus = Locus(region.contig, region.start, region.end)
-        # Background bears its peak's name: that is no repetition.
-        name = f"{region.label} {region.name}"
+        # Background bears its peak's name: that is no repetition, however many there are for each.
+        name = region.name if region.label == PEAK else str(number)
         given[region.split].append(LabelledRow(number, number, letters, region.label, name, locus))
     if not given["train"]:
         raise UserError(f"{path}: the contigs named for validation and test hold all peaks; none is left to train on")
+    how = peaks.split
+    if not given["dev"]:
+        task = Task("binary", (BACKGROUND, PEAK))
+        given["train"], given["dev"], said = hold_out(given["train"], task, "locus", valid_fraction, seed, "validation")
+        how += f"; validation: {said}"
+        for row in given["dev"]:
+            # The files of regions say what validated.
+            peaks.regions[row.number - 1] = peaks.regions[row.number - 1]._replace(split="dev")
+    digests = {"peaks": sha256_of_file(path), "genome": genome.digest}
+    if config.blacklist is not None:
+        digests["blacklist"] = sha256_of_file(config.blacklist)
     data = prepare_rows(
         {name: rows for name, rows in given.items() if rows},
         {},
-        {"peaks": sha256_of_file(path), "genome": genome.digest},
+        digests,
         str(path),
-        how=peaks.split,
+        how=how,
         task="binary",
-        split="locus",
-        valid_fraction=valid_fraction,
-        seed=seed,
         max_length=max_length,
     )
     return data, peaks
