@@ -115,6 +115,13 @@ def test_unusable_recipe_values(run: Run, genome: Path, tmp_path: Path, override
     check_refused(run(*words), out, *mentioned)
 
 
+@pytest.mark.parametrize("section", ["training", "peaks"])
+def test_a_value_in_the_place_of_a_section(run: Run, tmp_path: Path, section: str) -> None:
+    (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n")
+    words = ("--epochs", "1", "--width", "9", "--out", tmp_path / "run", f"{section}=5")
+    check_refused(run("finetune", tmp_path / "a.csv", *words), tmp_path / "run", f"{section} is a section", "not 5")
+
+
 def test_unknown_recipe_names_the_packaged_ones(run: Run, genome: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     check_refused(run("pretrain", "labtop", "--genome", genome, "--out", out), out, "labtop", "laptop")

@@ -23,6 +23,7 @@ from had.cli_options import (
     StopAfter,
     Threads,
     files_and_overrides,
+    lay_over,
     resolve_recipe,
 )
 from had.cli_teacher import teacher_app
@@ -87,7 +88,7 @@ def pretrain(
     files, changes = files_and_overrides(genome, overrides)
     values = resolve_recipe(recipe, changes, {"genome": files, "bed": bed and str(bed)}, {"seed": seed}, steps)
     named = {"name": teacher, "cache": teacher_cache and str(teacher_cache)}
-    values["teacher"] = {**(values.get("teacher") or {}), **{k: v for k, v in named.items() if v is not None}}
+    lay_over(values, "teacher", {k: v for k, v in named.items() if v is not None})
     config = build(PretrainConfig, values, recipe)
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
 
@@ -291,7 +292,7 @@ def finetune(
         "test_contigs": test_contig,
     }
     if peaks := {k: v for k, v in peaks.items() if v is not None}:
-        values["peaks"] = {**(values.get("peaks") or {}), **peaks}
+        lay_over(values, "peaks", peaks)
     given = {
         "genome": files or None,
         "model": model,
@@ -303,7 +304,7 @@ def finetune(
     }
     values |= {"data": data, **{k: v for k, v in given.items() if v is not None}}
     training = {k: v for k, v in {"epochs": epochs, "lr": lr, "optimizer": optimizer}.items() if v is not None}
-    values["training"] = {**(values.get("training") or {}), **training}
+    lay_over(values, "training", training)
     config = build(FinetuneConfig, values, "options")
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
 

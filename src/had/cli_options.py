@@ -35,6 +35,14 @@ def files_and_overrides(genome: list[Path] | None, words: list[str] | None) -> t
     return files, overrides
 
 
+def lay_over(values: dict[str, Any], section: str, changes: dict[str, Any]) -> None:
+    """Set keys of a section of a recipe, in place; a UserError where a value stands in the section's place."""
+    there = values.get(section) or {}
+    if not isinstance(there, dict):
+        raise UserError(f"{section} is a section of the recipe, not {there!r}: write {section}.KEY=VALUE")
+    values[section] = {**there, **changes}
+
+
 def resolve_recipe(
     recipe: str, overrides: list[str], data: dict[str, Any], top: dict[str, Any], steps: int | None
 ) -> dict[str, Any]:
@@ -45,5 +53,5 @@ def resolve_recipe(
     for section, changes in (("data", data), ("training", {"steps": steps})):
         changes = {k: v for k, v in changes.items() if v not in (None, [])}
         if changes:
-            values[section] = {**(values.get(section) or {}), **changes}
+            lay_over(values, section, changes)
     return {**values, **{k: v for k, v in top.items() if v is not None}}

@@ -267,6 +267,10 @@ def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) 
             load_data(data, task=task)
     with pytest.raises(UserError, match="no label to learn"):
         load_data(write_rows(tmp_path / "none.csv", ["ACGT,;"] * 9))
+    data = write_rows(tmp_path / "same.csv", [f"{row.split(',')[0]},0.1" for row in two_classes(9)])
+    # Of 7 training values, as 9 rows leave, NumPy's deviation is not 0.
+    with pytest.raises(UserError, match=r"all training values are 0\.1; there is nothing to learn"):
+        finetune(config(data, valid_fraction=0.2), tmp_path / "run", OPTIONS)
     data = write_rows(tmp_path / "long.csv", [*two_classes(20), "A" * 150 + ",rich"])
     short = dataclasses.replace(SMALL, max_length=100)
     with pytest.raises(UserError, match="a sequence of 150 bp, but the model reads up to 100; set max_length=100"):
@@ -283,6 +287,14 @@ def test_a_value_that_is_no_number_is_named_with_the_file_of_its_split(tmp_path:
     write_rows(tmp_path / "data/test.csv", ["ACGT,1.5", "ACGA,high"])
     with pytest.raises(UserError, match=r"test\.csv, line 3: the label 'high' is no finite number"):
         load_data(tmp_path / "data")
+
+
+def test_every_reason_for_dropping_has_its_lines(tmp_path: Path) -> None:
+    rows = [*two_classes(20), *["ACGT,"] * 120, ",a"]
+    fact = load_data(write_rows(tmp_path / "a.csv", rows)).facts["train"]
+    assert fact["dropped"] == {"a missing label": 120, "an empty sequence": 1}
+    lines = {why: [line for line, reason in fact["dropped_lines"] if reason == why] for why in fact["dropped"]}
+    assert lines == {"a missing label": list(range(22, 122)), "an empty sequence": [142]}
 
 
 def test_repeated_ids_are_counted_before_rows_are_held_out(tmp_path: Path) -> None:

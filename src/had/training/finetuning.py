@@ -228,8 +228,11 @@ def build_model(
     mean, scale = 0.0, 1.0
     if data.task.kind == "regression":
         mean, scale = float(data.train.targets.mean()), float(data.train.targets.std())
-        if scale == 0:
-            raise UserError(f"{config.data}: all training values are {mean}; there is nothing to learn")
+        # The deviation of equal values need not be 0 in floating point.
+        if data.train.targets.min() == data.train.targets.max():
+            raise UserError(
+                f"{config.data}: all training values are {data.train.targets[0]:g}; there is nothing to learn"
+            )
     heads = HADClassifierConfig(
         data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config
     )

@@ -342,7 +342,8 @@ def _facts(
         keys = Counter(_key(codes) for codes in parts[name].codes)
         fact: dict[str, Any] = {"rows": len(rows), "dropped": dict(reasons)}
         if reasons:
-            fact["dropped_lines"] = [[row.line, row.reason] for row in dropped[name][:100]]
+            of = {why: [row.line for row in dropped[name] if row.reason == why] for why in reasons}
+            fact["dropped_lines"] = [[line, why] for why, lines in of.items() for line in lines[:100]]
         fact["duplicated_ids"] = sum(count - 1 for count in ids.get(name, {}).values())
         fact["duplicated_sequences"] = sum(count - 1 for count in keys.values())
         if task.kind in ("binary", "multiclass"):
