@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import had
 from had.dna.alphabet import decode, encode_bytes, reverse_complement
+from had.dna.labelled_tasks import Task
 from had.errors import UserError
 from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
@@ -20,6 +21,7 @@ from had.models.student import HADConfig, HADModel
 from had.training.finetuning import FinetuneConfig, finetune
 from had.training.finetuning_data import augmented, collate, load_data, make_batches, portions
 from had.training.finetuning_loop import Fit
+from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import score_logits
 from had.training.runs import RunOptions
@@ -445,6 +447,15 @@ def test_the_size_of_a_forward_pass_does_not_change_what_is_learnt(tmp_path: Pat
         weights.append(model.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_class_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    outputs = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    # Between dollar signs matplotlib reads a formula, and this one is none.
+    task = Task("binary", ("_none", r"$\foo$"))
+    written = draw_pictures(tmp_path, task, np.array([0, 1, -1]), outputs, "test")
+    assert len(written) == 4
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
 def test_training_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
