@@ -143,6 +143,33 @@ def test_many_records_pass_in_pieces_and_repeated_ids_are_counted(
     assert rows[0]["p_yes"] != rows[1]["p_yes"]
 
 
+def test_what_cannot_be_written_is_told_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    (tmp_path / "b.csv").write_text("letters\nACGT\n")
+    (tmp_path / "c.csv").write_text("sequence\n")
+    monkeypatch.setattr("had.inference.predict.predict_logits", None)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        run(model, tmp_path / "a.fa", tmp_path)
+    # A dry run looks at the input's head, and at the class to show.
+    with pytest.raises(UserError, match="columns must include sequence"):
+        run(model, tmp_path / "b.csv", tmp_path / "out.tsv", dry_run=True)
+    with pytest.raises(UserError, match="no record"):
+        run(model, tmp_path / "c.csv", tmp_path / "out.tsv", dry_run=True)
+    with pytest.raises(UserError, match="--track 'maybe' is none of the classes no, yes"):
+        run(model, tmp_path / "a.fa", tmp_path / "out.bedgraph", track="maybe", dry_run=True)
+
+
+def test_intervals_of_records_without_coordinates_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">s\nACGT\n>t\nACGG\n")
+    for name in ("out.bedgraph", "out.bed.gz"):
+        with pytest.raises(UserError, match=rf"a\.fa has no coordinates .*, which {name} needs"):
+            run(make_model(tmp_path), tmp_path / "a.fa", tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
 def test_wrong_input_is_refused_and_an_older_table_stays(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     out = tmp_path / "out.tsv"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
 from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
 from had.errors import UserError
-from had.inference.prediction_files import Row, open_writer
+from had.inference.prediction_files import Row, open_writer, track_shown
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_data import Part
@@ -88,20 +89,27 @@ def predict(
         raise UserError(f"{out} is the input itself; name another file by --out")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file by --out")
+    track_of = track_shown(out, loaded.config.task, loaded.config.classes, track)
+    first = next(records, None)
+    if first is None:
+        raise UserError(f"{input_path} has no record; there is nothing to predict")
     if dry_run:
         say(f"would predict {loaded.config.task} for {input_path} and write {out}; nothing was written")
         return {"rows": 0, "without_prediction": {}, "duplicated_ids": 0}
     counts: Counter[str] = Counter()
-    rows = duplicated = 0
+    rows = duplicated = located = 0
     known: set[int] = set()
     with (
-        open_writer(out, loaded.config.task, loaded.config.classes, track) as write,
+        open_writer(out, loaded.config.task, loaded.config.classes, track_of) as write,
         progress(None, "predicting", "records", quiet=quiet) as advance,
     ):
-        for chunk in _chunks(records):
+        for chunk in _chunks(chain([first], records)):
             found = _rows(loaded, chunk, use_both)
             write(found)
             for row in found:
+                located += row.locus is not None
                 if row.reason:
                     counts[row.kind] += 1
                 key = hash(row.id)
@@ -111,8 +119,11 @@ def predict(
                     known.add(key)
             rows += len(found)
             advance(len(found))
-        if not rows:
-            raise UserError(f"{input_path} has no record; there is nothing to predict")
+        if track_of is not None and not located:
+            raise UserError(
+                f"{input_path} has no coordinates (columns chrom, start and end, or a BED file), which {out.name} "
+                "needs; name a table, such as .tsv, by --out"
+            )
     say(f"{out}: {rows:,} rows")
     for reason, count in counts.most_common():
         say(f"{count:,} rows without a prediction: {reason}")

@@ -35,7 +35,7 @@ Write = Callable[[Sequence[Row]], None]
 
 
 @contextmanager
-def open_writer(path: Path, task: str, classes: Sequence[str], track: str | None = None) -> Iterator[Write]:
+def open_writer(path: Path, task: str, classes: Sequence[str], shown: int | None = None) -> Iterator[Write]:
     """Open a table for writing; it gets its name only when it is complete.
 
     Parameters
@@ -44,19 +44,16 @@ def open_writer(path: Path, task: str, classes: Sequence[str], track: str | None
         ``.parquet``, ``.csv``, ``.bedgraph``, ``.bed``, anything else tab-separated; with ``.gz`` compressed.
     task, classes
         As the model's.
-    track
-        Class that a ``.bedgraph`` or ``.bed`` shows.
+    shown
+        Output that a ``.bedgraph`` or ``.bed`` shows, as `track_shown` gives it.
 
     Raises
     ------
-    UserError
-        If ``track`` is no class, or is needed.
     RunFault
         If the system refused to write; nothing is left then.
     """
     name = path.name.lower().removesuffix(".gz")
     columns = ["value"] if task == "regression" else [f"p_{c}" for c in classes]
-    shown = _track(path, task, classes, track) if name.endswith((".bedgraph", ".bg", ".bed")) else None
     aside = temporary_name(path)
     try:
         try:
@@ -83,7 +80,16 @@ def open_writer(path: Path, task: str, classes: Sequence[str], track: str | None
         raise RunFault(f"{path}: could not be written ({error.strerror or error}); nothing was left there.") from error
 
 
-def _track(path: Path, task: str, classes: Sequence[str], track: str | None) -> int:
+def track_shown(path: Path, task: str, classes: Sequence[str], track: str | None) -> int | None:
+    """Index of the output that a ``.bedgraph`` or ``.bed`` shows; None for a table.
+
+    Raises
+    ------
+    UserError
+        If ``track`` is no class, or is needed.
+    """
+    if not path.name.lower().removesuffix(".gz").endswith((".bedgraph", ".bg", ".bed")):
+        return None
     if track is not None:
         if track not in classes:
             raise UserError(f"--track {track!r} is none of the classes {', '.join(classes)}")
