@@ -118,8 +118,9 @@ class _KmerModel:
 
 class _Probe:
     def __init__(self, data: TaskData, fold: Fold, extractor: Extractor) -> None:
-        started = time.perf_counter()
         layers = extractor.of_rows()
+        # The extractor has its own clock: of several seeds only the first waits for the features.
+        started = time.perf_counter()
         train = fold.train
         self.notes = []
         if len(train) > MOST_PROBE_ROWS:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -216,6 +217,8 @@ _worker: dict[str, Any] = {}
 
 def start_worker(threads: int) -> None:
     """Prepare a worker process: its threads, silence, and an end if the benchmark's own process ends."""
+    # Ctrl-C reaches every process of the terminal: idle workers would show tracebacks, and the parent ends them anyway.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     setup_logging(quiet=True)
     logging.getLogger("had").setLevel(logging.ERROR)
     keep_freed_memory()
