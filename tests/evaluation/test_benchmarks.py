@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from had.evaluation import selection, units
 from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Unit, place_of, read_predictions, read_record
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.contestants import fit_configs, parse_models
-from had.evaluation.layouts import TaskFiles
+from had.evaluation.layouts import TaskFiles, need_task
 from had.evaluation.protocols import SUITES
 from had.metrics import mcc
 from had.training.finetuning_loop import Fit
@@ -288,6 +289,66 @@ def test_scores_of_other_settings_do_not_mix(base: Path, tmp_path: Path) -> None
     assert (run / "scores.csv").read_text() == before
 
 
+def test_scores_of_another_test_file_do_not_mix(base: Path, tmp_path: Path) -> None:
+    mine = options(tmp_path, model=str(base / "student"), tasks=["mouse/3"], seeds=1)
+    write_gue(tmp_path / "gue", ("mouse/3",))
+    run = tmp_path / "run"
+    benchmark("gue", run, mine)
+    before = (run / "scores.csv").read_text()
+    write_csv(tmp_path / "gue/mouse/3/test.csv", make_rows(24, 7))
+    for changes in ({"seeds": 2}, {"models": ("again=kmer",)}):
+        with pytest.raises(UserError, match=r"mouse/3, kmer, seed 0 was tested on another test file; use another"):
+            benchmark("gue", run, dataclasses.replace(mine, **changes))
+    assert (run / "scores.csv").read_text() == before
+
+
+def test_what_is_said_of_a_damaged_file_is_enough_to_compute_it_again(base: Path, tmp_path: Path) -> None:
+    mine = options(base, tasks=["mouse/3"], seeds=1)
+    run = tmp_path / "run"
+    benchmark("gue", run, mine)
+    place = place_of(run, Unit("mouse/3", "kmer", 0))
+    place.write_bytes(place.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"remove it, and its row of scores\.csv, to compute it again"):
+        benchmark("gue", run, mine)
+    place.unlink()
+    (run / "scores.csv").write_text((run / "scores.csv").read_text().splitlines()[0] + "\n")
+    assert benchmark("gue", run, mine)["done"] == 1
+
+
+def test_the_seconds_of_frozen_features_count_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = SUITES["gue"]
+    task = suite.task("mouse/3")
+    data = units.TaskData(suite, task, need_task(base / "gue", suite, task))
+    clock = 0.0
+
+    class Slow:
+        parameters, seconds, ready = 1, 0.0, False
+
+        def of_rows(self) -> dict[str, np.ndarray]:
+            nonlocal clock
+            if not self.ready:
+                self.ready, self.seconds = True, 100.0
+                clock += 100.0
+            return {"embedding": np.eye(len(data.rows), 4, dtype=np.float32)}
+
+    monkeypatch.setattr(selection.time, "perf_counter", lambda: clock)
+    extractor: Any = Slow()
+    assert [selection._Probe(data, data.fold(seed), extractor).facts["train_seconds"] for seed in (0, 1)] == [100, 100]
+
+
+def test_an_interrupt_is_left_to_the_process_that_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("setup_logging", "keep_freed_memory", "set_threads"):
+        monkeypatch.setattr(units, name, lambda *_, **__: None)
+    before, level = signal.getsignal(signal.SIGINT), logging.getLogger("had").level
+    try:
+        units.start_worker(1)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.getLogger("had").setLevel(level)
+        units._worker.clear()
+
+
 def test_a_unit_that_fails_does_not_stop_the_others(base: Path, tmp_path: Path) -> None:
     changes = {**QUICK, "training": {"epochs": 2, "batch_size": 24, "lr": 1e30}}
     mine = options(base, tasks=["mouse/3"], models=("scratch", "kmer"), seeds=2, changes=changes)
@@ -344,6 +405,7 @@ def test_wrong_options_are_refused_before_anything_is_written(base: Path, tmp_pa
             ({"seeds": 0}, "--seeds must be at least 1"),
             ({"jobs": 0}, "--jobs must be at least 1"),
             ({"tasks": ["mouse/3", "mouse_3"]}, "names mouse/3 twice"),
+            ({"tasks": ["mouse/3", "./mouse//3"]}, "names mouse/3 twice"),
             ({"tasks": ["../gue/mouse/3"]}, "no folder below --data"),
             ({"models": ("..=kmer",)}, "is none of had"),
             ({"max_train_rows": 1}, "--max-train-rows"),

@@ -203,6 +203,19 @@ def test_folders_of_known_copies_are_found(tmp_path: Path, suite: Suite, place: 
     assert [task.name for task in tasks_here(tmp_path, suite)] == [name]
 
 
+def test_tasks_come_smallest_first_and_those_of_unknown_size_last(tmp_path: Path) -> None:
+    write_gue(tmp_path, ("virus/covid", "mouse/2", "tf/0", "mouse/3"), n=4)
+    assert [task.name for task in tasks_here(tmp_path, GUE)] == ["mouse/3", "mouse/2", "tf/0", "virus/covid"]
+
+
+def test_a_dev_file_where_the_protocol_has_none_is_said(tmp_path: Path) -> None:
+    for name, n in (("train", 40), ("validation", 12), ("test", 10)):
+        write_fasta(tmp_path / f"promoter_tata/{name}.fna", make_rows(n, n))
+    data = load(tmp_path, SUITES["nucleotide-transformer"], "promoter_tata")
+    assert data.n_dev == 12
+    assert any("a dev file of 12 rows validates; the protocol draws 10 %" in note for note in data.notes)
+
+
 def test_one_class_and_one_row_are_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "t/test.csv", TEST)
     for rows in ([("ACGTACGT", "1")] * 5, [("ACGTACGT", "1")]):

@@ -247,6 +247,24 @@ def test_the_page_needs_nothing_but_itself_and_every_link_leads_somewhere(folder
         assert f"(pictures/{name}.png)" in (folder.path / "report.md").read_text()
 
 
+def test_models_of_other_classes_are_not_paired(folder: BenchmarkFolder) -> None:
+    targets = np.arange(30) % 2
+    for model, classes in (("a", ["0", "1"]), ("b", ["0", "1"]), ("c", ["1", "2"])):
+        add(folder, "mouse/3", model, 0, targets, targets, classes=classes)
+    write_report(folder, GUE, lambda name: None)
+    text = (folder.path / "report.md").read_text()
+    assert "| a − b |" in text
+    assert "| a − c |" not in text
+
+
+def test_the_command_can_be_pasted_into_a_shell(folder: BenchmarkFolder) -> None:
+    targets = np.arange(30) % 2
+    add(folder, "mouse/3", "a", 0, targets, targets)
+    folder.about["invocations"][-1]["command"] = ["had", "benchmark", "gue", "--data", "my data"]
+    write_report(folder, GUE, lambda name: None)
+    assert "had benchmark gue --data 'my data'\n" in (folder.path / "report.md").read_text()
+
+
 def test_text_of_users_cannot_become_markup() -> None:
     blocks = [
         Heading("a <b>", 2),

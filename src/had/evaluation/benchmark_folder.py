@@ -17,7 +17,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +190,37 @@ class BenchmarkFolder:
                     f"({_short(was)}, now {_short(now)}); use another --out, or another name (NAME=KIND)"
                 )
 
+    def check_test(self, task: str, digest: Callable[[], str]) -> None:
+        """Refuse to add to scores of a task that were made on other test rows.
+
+        Parameters
+        ----------
+        task
+            Name of the task.
+        digest
+            Gives the sha256 of its test file; asked only where the task has a score, so no model is chosen after it
+            that was not bound to meet this file.
+
+        Raises
+        ------
+        UserError
+            If a unit of this task, of any model, was tested on another file, or the file cannot be read.
+        """
+        found = sorted(_task_folder(self.path, task).glob("*/seed-*.parquet"))
+        if not found:
+            return
+        try:
+            now = digest()
+        except OSError as error:
+            raise UserError(f"{task}: the test file cannot be read ({error})") from error
+        for path in found:
+            record = read_record(path)
+            if record.facts["test_sha256"] != now:
+                raise UserError(
+                    f"{self.path}: {task}, {record.unit.model}, seed {record.unit.seed} was tested on another test "
+                    "file; use another --out"
+                )
+
     def _write(self) -> None:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
@@ -200,7 +231,11 @@ class BenchmarkFolder:
 
 def place_of(folder: Path, unit: Unit) -> Path:
     """File of a unit's predictions."""
-    return folder / PREDICTIONS / unit.task.replace("/", "__") / unit.model / f"seed-{unit.seed}.parquet"
+    return _task_folder(folder, unit.task) / unit.model / f"seed-{unit.seed}.parquet"
+
+
+def _task_folder(folder: Path, task: str) -> Path:
+    return folder / PREDICTIONS / task.replace("/", "__")
 
 
 def states_of(folder: Path, unit: Unit, settings: Mapping[str, Any]) -> Path:
@@ -275,7 +310,8 @@ def read_record(path: Path) -> Record:
         return Record(known["row"], known["facts"], known["settings"])
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: is no readable file of a benchmark ({error}); remove it to compute it again"
+            f"{path}: is no readable file of a benchmark ({error}); remove it, and its row of {SCORES}, to compute it "
+            "again"
         ) from error
 
 

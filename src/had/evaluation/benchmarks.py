@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from had.evaluation.contestants import Contestant, fit_configs, parse_models
 from had.evaluation.costs import Costs
 from had.evaluation.hub_data import fetch
 from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tasks_here
-from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite
+from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite, smallest_first
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
 from had.evaluation.suite_data import TaskData
@@ -174,7 +175,7 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
         tasks = chosen_tasks(suite, options.tasks) if options.tasks else tasks_here(folder, suite)
         return [spec(folder, task) for task in tasks], str(folder.resolve())
     named = options.data.partition(":")[2] or suite.hub
-    tasks = chosen_tasks(suite, options.tasks) if options.tasks else list(suite.tasks)
+    tasks = chosen_tasks(suite, options.tasks) if options.tasks else smallest_first(suite.tasks)
     specs, commits = [], {}
     for task in tasks:
         own = "{task}" in named
@@ -215,6 +216,7 @@ def _plan(
                 job = dataclasses.replace(job, seeds=pending, configs=_decided(folder, job))
                 rows = (len(data.rows) - data.n_dev) * configs[0].epochs if configs else 0
                 planned.append(Planned(job, costs.seconds(contestant, data, job.configs[:1]), rows))
+        folder.check_test(spec.task.name, partial(spec.files.digest, "test"))
     return planned, there
 
 

@@ -15,7 +15,7 @@ from had.dna.labelled import SPLIT_NAMES, DroppedRow, find_splits, sort_out
 from had.dna.labelled_rows import iterate_records
 from had.dna.labelled_tasks import LabelledRow
 from had.errors import UserError
-from had.evaluation.protocols import BenchmarkTask, Suite
+from had.evaluation.protocols import BenchmarkTask, Suite, smallest_first
 from had.training.finetuning_data import digest_of
 
 HUB_PATTERNS = ("{place}/*", "*/{place}/*")
@@ -127,7 +127,7 @@ def tasks_here(folder: Path, suite: Suite) -> list[BenchmarkTask]:
     if not found:
         places = ", ".join(task.name for task in suite.tasks[:3])
         raise UserError(f"{folder} has no task of {suite.title}; it needs folders such as {places}")
-    return sorted(found, key=lambda task: task.n_train or 0)
+    return smallest_first(found)
 
 
 def _where(files: TaskFiles) -> Path:

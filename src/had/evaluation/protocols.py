@@ -7,7 +7,8 @@ project decided is marked [ours].
 """
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -223,6 +224,11 @@ def find_suite(name: str) -> Suite:
     return SUITES[name]
 
 
+def smallest_first(tasks: Iterable[BenchmarkTask]) -> list[BenchmarkTask]:
+    """Tasks by the official number of training rows; those of which it is not on record come last."""
+    return sorted(tasks, key=lambda task: math.inf if task.n_train is None else task.n_train)
+
+
 def chosen_tasks(suite: Suite, names: Sequence[str]) -> list[BenchmarkTask]:
     """Tasks by name, each once, in the order given.
 
@@ -234,7 +240,7 @@ def chosen_tasks(suite: Suite, names: Sequence[str]) -> list[BenchmarkTask]:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or name == ".":
             raise UserError(f"--tasks: {name!r} is no folder below --data; name tasks such as {suite.tasks[0].name}")
-    tasks = [suite.task(name.rstrip("/")) for name in names]
+    tasks = [suite.task(str(PurePosixPath(name))) for name in names]
     for i, task in enumerate(tasks):
         if task in tasks[:i]:
             raise UserError(f"--tasks names {task.name} twice")

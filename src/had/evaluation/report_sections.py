@@ -1,5 +1,6 @@
 """The sections of a benchmark's report, each as blocks made of the tables."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -291,7 +292,7 @@ def how(suite: Suite, folder: BenchmarkFolder) -> list[Block]:
     )
     lines = []
     for one in folder.about.get("invocations", []):
-        lines.append(" ".join(["had", *one["command"][1:]]))
+        lines.append(shlex.join(["had", *one["command"][1:]]))
         lines.append(
             f"  {one['date']}, had {one['had']}, torch {one['torch']}, {one['platform']}, {one['device']}, "
             f"{one['jobs']} job(s) of {one['threads']} thread(s); data: {one['source']}"

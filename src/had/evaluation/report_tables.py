@@ -300,8 +300,11 @@ def _differences(
     result = []
     for model, seeds in found.items():
         others = list(seeds.values())
-        same_rows = {one.record.facts["test_sha256"] for one in base + others}
-        if model == reference or not others or len(same_rows) > 1:
+        # Other training rows, under another name, may have other classes: their ids would not mean the same.
+        rows_and_classes = {
+            (one.record.facts["test_sha256"], *one.record.facts.get("classes", ())) for one in base + others
+        }
+        if model == reference or not others or len(rows_and_classes) > 1:
             continue
         ours, theirs = (np.stack([one.probabilities.argmax(1) for one in many]) for many in (base, others))
         n_classes = base[0].probabilities.shape[1]

@@ -135,6 +135,10 @@ class TaskData:
             self.notes.append(f"{word}: {self.n_given:,} of officially {official:,} rows")
         if self.suite.dev_is_given and not self.trained_on_dev and not self.n_dev:
             self.notes.append("no dev file: 10 % of the training rows validate")
+        if self.n_dev and not self.suite.dev_is_given:
+            self.notes.append(
+                f"a dev file of {self.n_dev:,} rows validates; the protocol draws 10 % of the training rows each seed"
+            )
 
     @property
     def folds_differ(self) -> bool:
