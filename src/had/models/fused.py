@@ -119,6 +119,27 @@ class _GatedMLP(torch.autograd.Function):
         return d_x.view(*grad.shape[:-1], -1), d_in, d_out, grad if ctx.needs_input_grad[3] else None, None
 
 
+def _way_in(
+    like: Tensor, B: int, L: int, conv_weight: Tensor, A_log: Tensor, channels: tuple[int, int, int],
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, NDArray[np.int64], tuple[Tensor, ...]]:  # fmt: skip
+    """Taps, rates and lengths as the kernels take them, and room for q, k, v, the log decay and the write strength."""
+    room = [like.new_empty(2, B, L, size) for size in (*channels, A_log.shape[1], A_log.shape[1])]
+    real = np.full(B, L, np.int64) if lengths is None else lengths.numpy()
+    return conv_weight.transpose(1, 2).contiguous(), A_log.exp(), real, tuple(room)
+
+
+def _way_in_gradients(taps: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of taps, A_log and dt_bias, of each sequence."""
+    _, B, _, H = beta.shape
+    return taps.new_empty(2, B, *taps.shape[1:]), taps.new_empty(2, B, H), taps.new_empty(2, B, H)
+
+
+def _summed(d_taps: Tensor, d_rates: Tensor, d_steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those gradients over all sequences, the former in the order of ``conv_weight``."""
+    return d_taps.sum(1).flip(1).transpose(1, 2), d_rates.sum(1), d_steps.sum(1)
+
+
 class _ProjectBothWays(torch.autograd.Function):
     """Projection, convolution, SiLU and gates of both directions, and the projection of the output gate."""
 
@@ -132,12 +153,8 @@ class _ProjectBothWays(torch.autograd.Function):
         both = 2 * (sum(channels) + 2 * H)
         x_ND = x.reshape(-1, D)
         together = max(1, PIECE_LETTERS // L)
-        taps, rates = conv_weight.transpose(1, 2).contiguous(), A_log.exp()
-        q, k, v = (x.new_empty(2, B, L, size) for size in channels)
-        log_decay, beta = x.new_empty(2, B, L, H), x.new_empty(2, B, L, H)
-        real = np.full(B, L, np.int64) if lengths is None else lengths.numpy()
-        weights = [_flat(part) for part in (taps, rates, dt_bias)]
-        outputs = [_flat(part) for part in (q, k, v, log_decay, beta)]
+        taps, rates, real, room = _way_in(x, B, L, conv_weight, A_log, channels, lengths)
+        weights, outputs = [_flat(part) for part in (taps, rates, dt_bias)], [_flat(part) for part in room]
         pieces: list[Tensor] = []
         for place in range(0, B, together):
             n = min(together, B - place)
@@ -152,9 +169,9 @@ class _ProjectBothWays(torch.autograd.Function):
             )  # fmt: skip
         gate = torch.mm(x_ND, w_in[both:].t())
         if keep:
-            ctx.save_for_backward(x_ND, w_in, taps, rates, dt_bias, log_decay, beta, *pieces)
+            ctx.save_for_backward(x_ND, w_in, taps, rates, dt_bias, *room[3:], *pieces)
             ctx.channels, ctx.real, ctx.together = channels, real, together
-        return q, k, v, log_decay, beta, gate.view(B, L, -1)
+        return *room, gate.view(B, L, -1)
 
     @staticmethod
     @once_differentiable
@@ -164,11 +181,10 @@ class _ProjectBothWays(torch.autograd.Function):
         both = pieces[0].shape[1]
         dq, dk, dv, d_log_decay, d_beta, d_gate = grads
         d_x, d_in = torch.empty_like(x_ND), torch.zeros_like(w_in)
-        d_taps = taps.new_empty(2, B, W, sum(channels))
-        d_rates, d_steps = taps.new_empty(2, B, H), taps.new_empty(2, B, H)
+        d_weights = _way_in_gradients(taps, beta)
         d_gate_ND, d_pieces = d_gate.reshape(len(x_ND), -1), torch.empty_like(pieces[0])
         inputs = [_flat(part) for part in (taps, rates, dt_bias, log_decay, beta, dq, dk, dv, d_log_decay, d_beta)]
-        outputs = [_flat(part) for part in (d_taps, d_rates, d_steps)]
+        outputs = [_flat(part) for part in d_weights]
         for index, p in enumerate(pieces):
             place, n = index * ctx.together, len(p) // L
             rows = slice(place * L, (place + n) * L)
@@ -181,8 +197,7 @@ class _ProjectBothWays(torch.autograd.Function):
             d_x[rows].addmm_(d_p, w_in[:both])
             d_in[:both].addmm_(d_p.t(), x_ND[rows])
         torch.mm(d_gate_ND.t(), x_ND, out=d_in[both:])
-        d_conv = d_taps.sum(1).flip(1).transpose(1, 2)
-        return d_x.view(B, L, -1), d_in, d_conv, d_rates.sum(1), d_steps.sum(1), None, None, None
+        return d_x.view(B, L, -1), d_in, *_summed(*d_weights), None, None, None
 
 
 class _TokensBothWays(torch.autograd.Function):
@@ -198,35 +213,29 @@ class _TokensBothWays(torch.autograd.Function):
         both = 2 * (sum(channels) + 2 * H)
         table, w_in = table_TD.contiguous(), w_in.contiguous()
         p = torch.mm(table, w_in[:both].t())
-        taps, rates = conv_weight.transpose(1, 2).contiguous(), A_log.exp()
-        q, k, v = (p.new_empty(2, B, L, size) for size in channels)
-        log_decay, beta = p.new_empty(2, B, L, H), p.new_empty(2, B, L, H)
-        real = np.full(B, L, np.int64) if lengths is None else lengths.numpy()
+        taps, rates, real, room = _way_in(p, B, L, conv_weight, A_log, channels, lengths)
         tokens = tokens_BL.reshape(-1)
-        arrays = [_flat(part) for part in (tokens, p, taps, rates, dt_bias, q, k, v, log_decay, beta)]
+        arrays = [_flat(part) for part in (tokens, p, taps, rates, dt_bias, *room)]
         run_kernel("convolution_kernels", "forward", 2 * B, (B, B, L, H, W), channels, 0, real, *arrays)
         gate = torch.mm(table, w_in[both:].t()).index_select(0, tokens)
-        ctx.save_for_backward(table, tokens, w_in, p, taps, rates, dt_bias, log_decay, beta)
+        ctx.save_for_backward(table, tokens, w_in, p, taps, rates, dt_bias, *room[3:])
         ctx.channels, ctx.real = channels, real
-        return q, k, v, log_decay, beta, gate.view(B, L, len(w_in) - both)
+        return *room, gate.view(B, L, len(w_in) - both)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         table, tokens, w_in, p, taps, rates, dt_bias, log_decay, beta = ctx.saved_tensors
         (_, B, L, H), W, channels = beta.shape, taps.shape[1], ctx.channels
-        both = p.shape[1]
         dq, dk, dv, d_log_decay, d_beta, d_gate = grads
-        d_p, d_taps = p.new_empty(B * L, both), p.new_empty(2, B, W, sum(channels))
-        d_rates, d_steps = p.new_empty(2, B, H), p.new_empty(2, B, H)
+        d_p, d_weights = p.new_empty(B * L, p.shape[1]), _way_in_gradients(taps, beta)
         inputs = (tokens, p, taps, rates, dt_bias, log_decay, beta, dq, dk, dv, d_log_decay, d_beta)
-        arrays = [_flat(part) for part in (*inputs, d_p, d_taps, d_rates, d_steps)]
+        arrays = [_flat(part) for part in (*inputs, d_p, *d_weights)]
         run_kernel("convolution_kernels", "backward", 2 * B, (B, B, L, H, W), channels, 0, ctx.real, *arrays)
         # A product sums the letters of each token faster than a scatter does, and always in the same order.
         is_token = p.new_zeros(B * L, len(table)).scatter_(1, tokens[:, None], 1.0).t()
-        d_rows = torch.cat((is_token @ d_p, is_token @ d_gate.contiguous().view(B * L, len(w_in) - both)), dim=1)
-        d_conv = d_taps.sum(1).flip(1).transpose(1, 2)
-        return d_rows @ w_in, None, d_rows.t() @ table, d_conv, d_rates.sum(1), d_steps.sum(1), None, None
+        d_rows = torch.cat((is_token @ d_p, is_token @ d_gate.contiguous().view(B * L, d_gate.shape[2])), dim=1)
+        return d_rows @ w_in, None, d_rows.t() @ table, *_summed(*d_weights), None, None
 
 
 class _MergeDirections(torch.autograd.Function):
