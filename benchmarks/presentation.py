@@ -21,7 +21,7 @@ def number(value: Any, digits: int = 3) -> str:
     """A number for people: three digits, thousands separated; – for none."""
     if value is None:
         return "–"
-    if value and abs(value) < 10:
+    if value and abs(value) < 10 ** (digits - 1):
         return f"{value:.{digits}g}"
     return f"{float(f'{value:.{digits}g}'):,.0f}"
 
