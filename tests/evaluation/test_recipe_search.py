@@ -151,6 +151,8 @@ def test_differences_are_paired_by_task_and_seed() -> None:
     assert new.interval is not None
     assert new.interval.mean == pytest.approx(0.0)
     assert bad.interval is None
+    partly = [trial("best", "a", 0, 0.99)]
+    assert [line.setting for line in summarise(["default", "new", "best"], trials[:-1] + partly)][-1] == "best"
     text = as_markdown([new, default, bad], "default")
     assert "| new | 0.550 | +0.000 [-0.100, +0.100] | 1 of 2 | 0.600 | 0.500 |" in text
     assert "bad (1 of 3 trials)" in text

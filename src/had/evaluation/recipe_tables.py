@@ -48,7 +48,7 @@ class Line:
 
 
 def summarise(settings: Sequence[str], trials: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """One line for each setting that has a trial, best mean first.
+    """One line for each setting that has a trial, best mean first; those that lack trials come last.
 
     Parameters
     ----------
@@ -82,7 +82,9 @@ def summarise(settings: Sequence[str], trials: Sequence[Mapping[str, Any]]) -> l
                 float(np.mean([_number(trial["scores"].get("auroc")) for trial in own])),
             )
         )
-    return sorted(lines, key=lambda line: -line.mean if math.isfinite(line.mean) else math.inf)
+    most = max((line.n_trials for line in lines), default=0)
+    # A mean over fewer tasks is no mean to compare.
+    return sorted(lines, key=lambda line: (line.n_trials < most, -line.mean if math.isfinite(line.mean) else math.inf))
 
 
 def write_tables(out: Path, settings: Sequence[str], trials: Sequence[Mapping[str, Any]]) -> None:
