@@ -132,6 +132,26 @@ def test_hooks_in_the_model_see_the_whole_batch(model: HADModel, ids: Tensor, mo
     assert shapes == [(BATCH, LENGTH, model.config.hidden_size)]
 
 
+class Wrapped(torch.nn.Module):
+    """What tools for sharding or recomputing lay around a block."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block, self.calls = block, 0
+
+    def forward(self, x: Tensor, padding: object = None) -> Tensor:
+        self.calls += 1
+        return self.block(x, padding)
+
+
+def test_wrapped_blocks_are_called(model: HADModel, ids: Tensor) -> None:
+    expected = model(ids).last_hidden_state
+    wrappers = [Wrapped(block) for block in model.blocks]
+    model.blocks = torch.nn.ModuleList(wrappers)
+    torch.testing.assert_close(model(ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+    assert all(wrapper.calls for wrapper in wrappers)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_failure_in_a_thread_is_the_callers(
     model: HADModel, ids: Tensor, threads: int, monkeypatch: pytest.MonkeyPatch

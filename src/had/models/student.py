@@ -218,18 +218,26 @@ class HADModel(nn.Module):
 
     def _states(self, ids_BL: Tensor, padding: Padding | None, every: bool) -> tuple[Tensor, ...]:
         """Embedding and output of each block, the last one normalised, or that last one only: (B, L, D) each."""
-        table, mixer = self.embedding.weight, self.blocks[0].mixer
+        table, first = self.embedding.weight, self.blocks[0]
         fast = ids_BL.numel() > 0 and uses_kernels(table) and not has_hooks(self)
-        by_tokens = fast and isinstance(mixer, BiGatedDeltaNet) and uses_kernels(table, *mixer.sizes)
+        # A block that someone has wrapped is called as any module is.
+        by_tokens = (
+            fast
+            and isinstance(first, Block)
+            and isinstance(first.mixer, BiGatedDeltaNet)
+            and uses_kernels(table, *first.mixer.sizes)
+        )
 
         def work(rows: slice) -> tuple[Tensor, ...]:
             ids, own = ids_BL[rows], None if padding is None else padding.rows(rows)
             states = [self.embedding(ids)]
             for block in self.blocks:
-                assert isinstance(block, Block)
                 x = states[-1]
-                by_table = by_tokens and block is self.blocks[0]
-                states.append(block.from_tokens(x, table, ids, own) if by_table else block(x, own))
+                if by_tokens and block is first:
+                    assert isinstance(first, Block)
+                    states.append(first.from_tokens(x, table, ids, own))
+                else:
+                    states.append(block(x, own))
                 if not every:
                     del states[0]
             return (*states[:-1], self.norm(states[-1]))
