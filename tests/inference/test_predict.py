@@ -12,6 +12,7 @@ from had.dna.alphabet import decode, encode_bytes, reverse_complement
 from had.dna.tokenizers import NucleotideTokenizer
 from had.errors import UserError
 from had.inference.predict import predict
+from had.inference.prediction_files import Row, open_writer
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig
 
@@ -93,6 +94,17 @@ def test_fasta_csv_and_parquet_in_and_all_formats_out_agree(tmp_path: Path) -> N
     np.testing.assert_allclose(written["p_yes"], [float(row["p_yes"]) for row in table(tmp_path / "fa.tsv")], atol=1e-5)
 
 
+def test_a_parquet_file_has_few_large_row_groups_and_every_row_in_order(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    with open_writer(tmp_path / "x.parquet", "binary", ["no", "yes"]) as write:
+        for start in range(0, 40_000, 500):
+            write([Row(str(i), "no", [0.75, 0.25], "", "", None) for i in range(start, start + 500)])
+    file = parquet.ParquetFile(tmp_path / "x.parquet")
+    assert file.num_row_groups == 3
+    assert file.read()["id"].to_pylist() == [str(i) for i in range(40_000)]
+
+
 def test_intervals_of_a_genome_are_read_on_their_strand(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     genome = decode(np.random.default_rng(1).integers(0, 4, 100).astype(np.uint8))
@@ -108,6 +120,9 @@ def test_intervals_of_a_genome_are_read_on_their_strand(tmp_path: Path) -> None:
     assert [bool(row["reason"]) for row in rows] == [False, False, True, True, True]
     run(model, tmp_path / "a.bed", tmp_path / "out.bedgraph", genome=tmp_path / "g.fa")
     assert (tmp_path / "out.bedgraph").read_text().splitlines()[0] == f"chr1\t10\t40\t{rows[0]['p_yes']}"
+    run(model, tmp_path / "a.bed", tmp_path / "out.bed", genome=tmp_path / "g.fa")
+    bed = [line.split("\t") for line in (tmp_path / "out.bed").read_text().splitlines()]
+    assert [(fields[3], fields[5]) for fields in bed] == [("x", "+"), ("chr1:10-40", "-")]
     with pytest.raises(UserError, match="--genome"):
         run(model, tmp_path / "a.bed", tmp_path / "out.tsv")
     (tmp_path / "b.bed").write_text("chr1\t1\t5\nchr1 2 6\n")

@@ -6,7 +6,7 @@ import torch
 
 from had.dna.alphabet import encode_bytes
 from had.models.cnn import CNNConfig, CNNForSequenceClassification
-from had.training.finetuning_data import Part, collate
+from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import predict_logits

@@ -8,7 +8,7 @@ from had.dna.tokenizers import KmerTokenizer
 from had.models.heads import HeadConfig
 from had.models.teacher_classifier import TeacherForSequenceClassification
 from had.models.teachers import random_teacher
-from had.training.finetuning_data import Part, collate
+from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_recipe import FitConfig
 

@@ -56,6 +56,8 @@ class Record(NamedTuple):
     """Content of a column ``split``."""
     task: str | None = None
     """Content of a column ``task``, where one file holds the rows of many tasks."""
+    strand: str = "."
+    """Of an interval whose letters were read from a genome: ``+`` or ``-``, as its file has it."""
 
 
 def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label: bool = True) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from had.evaluation.contestants import Contestant
 from had.evaluation.frozen_features import Extractor
 from had.evaluation.selection import as_finetuning, build_classifier, finetune_config
 from had.evaluation.suite_data import TaskData, make_part
-from had.training.finetuning_data import collate
+from had.training.finetuning_batches import collate
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import predict_logits
 

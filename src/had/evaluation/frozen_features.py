@@ -17,7 +17,7 @@ from had.models.saving import find_folder
 from had.models.student import HADModel
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
-from had.training.finetuning_data import portions
+from had.training.finetuning_batches import portions
 
 LETTERS_PER_CHUNK = 131_072
 """Letters, padding included, whose layers are in memory at once."""

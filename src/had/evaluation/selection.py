@@ -28,7 +28,8 @@ from had.models.teacher_classifier import TeacherForSequenceClassification
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
 from had.training.finetuning import SCRATCH, FinetuneConfig, build_model, fit_model
-from had.training.finetuning_data import FinetuningData, Part
+from had.training.finetuning_batches import Part
+from had.training.finetuning_data import FinetuningData
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import Diverged, or_worst, predict_logits
 

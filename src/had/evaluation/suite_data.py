@@ -16,7 +16,9 @@ from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targe
 from had.errors import UserError
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
-from had.training.finetuning_data import Part, hold_out, with_letters
+from had.training.finetuning_batches import Part
+from had.training.finetuning_data import with_letters
+from had.training.finetuning_split import hold_out
 
 VALID_FRACTION = 0.1
 MAX_LENGTH = 10_000

@@ -21,7 +21,7 @@ from had.errors import UserError
 from had.inference.prediction_files import Row, open_writer, track_shown
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_data import Part
+from had.training.finetuning_batches import Part
 from had.training.finetuning_scores import predict_logits
 
 _RECORDS = 512
@@ -168,6 +168,7 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
         locus = Locus(fields[0], int(fields[1]), int(fields[2]))
         name = fields[3].strip() if len(fields) > 3 else ""
         identity = name if name not in ("", ".") else f"{locus.contig}:{locus.start}-{locus.end}"
+        strand = fields[5].strip() if len(fields) > 5 and fields[5].strip() in ("+", "-") else "."
         sequence = ""
         problem = None
         try:
@@ -181,10 +182,9 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
                 problem = f"the interval ends behind {locus.contig} ({contig.length:,} bp)"
             else:
                 codes = np.asarray(genome.codes[contig.offset + locus.start : contig.offset + locus.end])
-                is_reverse = len(fields) > 5 and fields[5].strip() == "-"
-                sequence = decode(reverse_complement(codes) if is_reverse else codes)
+                sequence = decode(reverse_complement(codes) if strand == "-" else codes)
         # The place of a label carries what is wrong: an interval has none.
-        yield Record(line, number, identity, sequence, problem, locus, "bed")
+        yield Record(line, number, identity, sequence, problem, locus, "bed", strand=strand)
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -227,7 +227,15 @@ def _rows(model: HADForSequenceClassification, chunk: Sequence[Record], conjoin:
         logits = predict_logits(model, Part(codes, np.zeros(len(codes))), conjoin)
         outputs[usable] = model.probabilities(torch.from_numpy(logits)).double().numpy()
     return [
-        Row(record.id, _prediction(config.task, config.classes, output), output.tolist(), reason, kind, record.locus)
+        Row(
+            record.id,
+            _prediction(config.task, config.classes, output),
+            output.tolist(),
+            reason,
+            kind,
+            record.locus,
+            record.strand,
+        )
         for record, output, (reason, kind) in zip(chunk, outputs, reasons, strict=True)
     ]
 

@@ -29,9 +29,13 @@ class Row(NamedTuple):
     kind: str
     """The reason without what is particular to the record."""
     locus: Locus | None
+    strand: str = "."
+    """Strand that the letters of an interval were read on: ``+``, ``-`` or ``.``."""
 
 
 Write = Callable[[Sequence[Row]], None]
+_ROWS_PER_GROUP = 16_384
+"""Rows in one row group of a Parquet file; so many are kept in memory."""
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
             value = row.outputs[shown]
             if is_bed:
                 score = min(1000, max(0, round(1000 * value)))
-                text.write(f"{contig}\t{start}\t{end}\t{row.id}\t{score}\t.\t{_number(value)}\n")
+                text.write(f"{contig}\t{start}\t{end}\t{row.id}\t{score}\t{row.strand}\t{_number(value)}\n")
             else:
                 text.write(f"{contig}\t{start}\t{end}\t{_number(value)}\n")
         if left_out and not state["left out"]:
@@ -152,12 +156,22 @@ def _parquet(path: Path, task: str, columns: Sequence[str]) -> Iterator[Write]:
         + [("reason", pa.string())]
     )
     with parquet.ParquetWriter(path, schema) as writer:
+        kept: list[Row] = []
 
         def write(rows: Sequence[Row]) -> None:
+            kept.extend(rows)
+            if len(kept) >= _ROWS_PER_GROUP:
+                write_group()
+
+        def write_group() -> None:
+            rows = kept
             predicted: list[Any] = [row.outputs[0] if task == "regression" else row.prediction for row in rows]
             values = [[row.outputs[k] for row in rows] for k in range(len(columns))]
             arrays = [[row.id for row in rows], predicted, *values, [row.reason for row in rows]]
             batch = [pa.array(array, type=field.type) for array, field in zip(arrays, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(batch, schema=schema))
+            kept.clear()
 
         yield write
+        if kept:
+            write_group()

@@ -26,8 +26,9 @@ from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, HADModel
 from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
+from had.training.finetuning_batches import collate
 from had.training.finetuning_card import known_of_base
-from had.training.finetuning_data import FinetuningData, collate, load_data
+from had.training.finetuning_data import FinetuningData, load_data
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
 from had.training.finetuning_recipe import FitConfig, chosen_metric

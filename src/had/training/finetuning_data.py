@@ -1,54 +1,29 @@
-"""Labelled sequences made ready for fine-tuning: splits, batches of like length, augmentation.
+"""Labelled sequences made ready for fine-tuning: read, split, counted.
 
 Of each row only letters and label go further. Coordinates decide what may be held out together and are then left
 behind.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from had.dna.alphabet import NUCLEOTIDE_OFFSET, NUCLEOTIDE_PAD, N, encode_bytes, reverse_complement
+from had.dna.alphabet import N
 from had.dna.labelled import SPLITS, DroppedRow, find_splits, usable_rows
 from had.dna.labelled_rows import class_files
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
 from had.files import sha256_of_file
+from had.training.finetuning_batches import Codes, Part
+from had.training.finetuning_split import codes_of, hold_out, strand_free_key
 
-Codes = NDArray[np.uint8]
 _SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
-_BUCKET = 50
-"""Batches that are shuffled together before their rows are sorted by length."""
-_SHORT = 8
-"""Rows shorter than so many times the largest shift are not cut."""
-
-
-@dataclass
-class Part:
-    """The rows of one split."""
-
-    codes: list[Codes]
-    targets: NDArray
-    """As `had.dna.labelled_tasks.targets` gives them."""
-    lengths: NDArray[np.int64] = field(init=False)
-    features: Tensor | None = None
-    """(n, 2, D) pooled features of both strands, where the student is frozen."""
-
-    def __post_init__(self) -> None:
-        """Measure the rows."""
-        self.lengths = np.array([len(row) for row in self.codes], dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Count the rows."""
-        return len(self.codes)
 
 
 @dataclass
@@ -170,13 +145,14 @@ def prepare_rows(
     parts: dict[str, Part] = {}
     cut = 0
     for name, rows in given.items():
-        codes = [_codes(row.sequence) for row in rows]
+        codes = [codes_of(row.sequence) for row in rows]
         cut += sum(len(row) > max_length for row in codes)
         parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, source_of[name]))
-    seen = {_key(codes) for name in (("train",) if own_dev else ("train", "dev")) for codes in parts[name].codes}
+    trained_on = ("train",) if own_dev else ("train", "dev")
+    seen = {strand_free_key(codes) for name in trained_on for codes in parts[name].codes}
     test_part = parts.get("test")
     tested = test_part.codes if test_part is not None else []
-    test_in_train = np.array([_key(codes) in seen for codes in tested], dtype=np.bool_)
+    test_in_train = np.array([strand_free_key(codes) in seen for codes in tested], dtype=np.bool_)
     facts = _facts(given, dropped, decided, parts, ids)
     facts |= {"test_rows_also_in_train": int(test_in_train.sum()), "cut_to_max_length": cut}
     return FinetuningData(decided, parts["train"], parts["dev"], test_part, how, facts, test_in_train, digests)
@@ -214,119 +190,20 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _codes(sequence: str) -> Codes:
-    return encode_bytes(sequence.encode("ascii"))
-
-
 def _middle(codes: Codes, length: int) -> Codes:
     start = max(0, (len(codes) - length) // 2)
     return codes[start : start + length]
-
-
-def _key(codes: Codes) -> bytes:
-    """Equal for equal letters on either strand."""
-    text = min(codes.tobytes(), reverse_complement(codes).tobytes())
-    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def with_letters(rows: list[LabelledRow], dropped: list[DroppedRow]) -> list[LabelledRow]:
     """Leave out rows without any letter A, C, G or T, and list them in ``dropped``."""
     kept = []
     for row in rows:
-        if (_codes(row.sequence) != N).any():
+        if (codes_of(row.sequence) != N).any():
             kept.append(row)
         else:
             dropped.append(DroppedRow(row.line, "a sequence of N alone"))
     return kept
-
-
-def _groups(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
-    """Group id (n,): rows whose intervals overlap, or whose letters are equal on either strand, are one group."""
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[bytes, int] = {}
-    for i, row in enumerate(rows):
-        parent[root(i)] = root(first.setdefault(_key(_codes(row.sequence)), i))
-    located = sorted((row.locus, i) for i, row in enumerate(rows) if row.locus is not None)
-    reach, holder = None, -1
-    for locus, i in located:
-        if reach is not None and locus.contig == reach[0] and locus.start < reach[1]:
-            parent[root(i)] = root(holder)
-            reach = (locus.contig, max(reach[1], locus.end))
-        else:
-            reach, holder = (locus.contig, locus.end), i
-    return np.array([root(i) for i in range(len(rows))], dtype=np.int64)
-
-
-def hold_out(
-    rows: list[LabelledRow], task: Task, mode: str, fraction: float, seed: int, what: str
-) -> tuple[list[LabelledRow], list[LabelledRow], str]:
-    """Take a share of each class's groups out of the rows.
-
-    Parameters
-    ----------
-    rows, task
-        Labelled rows, and what their labels are.
-    mode
-        auto or locus: rows of one locus, or of one sequence on either strand, stay together (locus insists on
-        coordinates); random: row by row.
-    fraction, seed
-        Share of the rows, and the seed of the draw.
-    what
-        For whom, for the message.
-
-    Returns
-    -------
-    The rows kept, the rows held out (both in their order), and how they were chosen, in words.
-
-    Raises
-    ------
-    UserError
-        If the rows have no coordinates where ``mode`` asks for them, or are too few or too much alike.
-    """
-    if mode not in ("auto", "locus", "random"):
-        raise UserError(f"--split is auto, locus or random; got {mode!r}")
-    n_located = sum(row.locus is not None for row in rows)
-    if mode == "locus" and not n_located:
-        raise UserError("--split locus needs columns chrom (or region), start and end")
-    groups = np.arange(len(rows)) if mode == "random" else _groups(rows)
-    by_label: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    label_of: dict[int, str] = {}
-    for i, group in enumerate(groups.tolist()):
-        label = rows[i].label if task.kind in ("binary", "multiclass") else ""
-        by_label[label_of.setdefault(group, label)][group].append(i)
-    rng = np.random.default_rng([seed, 0x5D1])
-    held: set[int] = set()
-    for label in sorted(by_label):
-        members = list(by_label[label].values())
-        wanted = max(1, round(fraction * sum(map(len, members))))
-        taken = 0
-        for index in rng.permutation(len(members))[: len(members) - 1]:
-            group_rows = members[index]
-            # One group larger than what is wanted would leave too little to train on.
-            if taken < wanted and taken + len(group_rows) <= 2 * wanted:
-                held.update(group_rows)
-                taken += len(group_rows)
-    if not held:
-        raise UserError(
-            f"{len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out for "
-            f"{what}; add rows, give rows of your own to validate with, or use --split random"
-        )
-    kept = [row for i, row in enumerate(rows) if i not in held]
-    out = [rows[i] for i in sorted(held)]
-    if mode == "random":
-        said = "at random (rows of one locus or one sequence may stand on both sides)"
-    elif n_located:
-        said = f"by locus, overlapping intervals merged ({n_located:,} of {len(rows):,} rows have coordinates)"
-    else:
-        said = "at random, equal sequences kept together (the data have no coordinates)"
-    return kept, out, f"{100 * len(out) / len(rows):.1f} % of the rows {said}"
 
 
 def _facts(
@@ -339,7 +216,7 @@ def _facts(
     facts: dict[str, Any] = {}
     for name, rows in given.items():
         reasons = Counter(row.reason for row in dropped.get(name, []))
-        keys = Counter(_key(codes) for codes in parts[name].codes)
+        keys = Counter(strand_free_key(codes) for codes in parts[name].codes)
         fact: dict[str, Any] = {"rows": len(rows), "dropped": dict(reasons)}
         if reasons:
             of = {why: [row.line for row in dropped[name] if row.reason == why] for why in reasons}
@@ -357,44 +234,3 @@ def _facts(
             fact["labels_not_in_train"] = unseen
         facts[name] = fact
     return facts
-
-
-def make_batches(lengths: NDArray[np.int64], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Put all rows into batches of like lengths, in random order; the last batch may be smaller."""
-    order = rng.permutation(len(lengths))
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), size * _BUCKET):
-        bucket = order[start : start + size * _BUCKET]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def portions(lengths: NDArray[np.int64], indices: NDArray[np.int64], letters: int) -> list[NDArray[np.int64]]:
-    """Cut rows, sorted by length, into forward passes of at most ``letters`` letters with padding (or one row)."""
-    indices = indices[np.argsort(lengths[indices], kind="stable")]
-    result, start = [], 0
-    for i in range(1, len(indices) + 1):
-        if i == len(indices) or (i + 1 - start) * int(lengths[indices[i]]) > letters:
-            result.append(indices[start:i])
-            start = i
-    return result
-
-
-def augmented(codes: Codes, rng: np.random.Generator, rc: bool, cut: int) -> Codes:
-    """One row as training sees it: on either strand, with ``cut`` letters gone, left and right in random shares."""
-    if cut and len(codes) >= _SHORT * cut:
-        left = int(rng.integers(0, cut + 1))
-        codes = codes[left : len(codes) - (cut - left)]
-    return reverse_complement(codes) if rc and rng.random() < 0.5 else codes
-
-
-def collate(rows: Sequence[Codes]) -> tuple[Tensor, Tensor | None]:
-    """Token ids (B, L) int64, right-padded, and the mask (B, L) int64, None where no row is padded."""
-    lengths = np.array([len(row) for row in rows])
-    ids = np.full((len(rows), int(lengths.max())), NUCLEOTIDE_PAD, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row.astype(np.int64) + NUCLEOTIDE_OFFSET
-    if lengths.min() == lengths.max():
-        return torch.from_numpy(ids), None
-    return torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))

@@ -19,7 +19,7 @@ from had.console import Progress
 from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
-from had.training.finetuning_data import Part, augmented, collate, make_batches, portions
+from had.training.finetuning_batches import Part, augmented, collate, make_batches, portions
 from had.training.finetuning_recipe import FitConfig, chosen_metric
 from had.training.finetuning_scores import (
     Diverged,

@@ -11,7 +11,8 @@ from had.dna.labelled_tasks import LabelledRow, Task
 from had.dna.peaks import BACKGROUND, PEAK, PeakSet, Region, peaks_with_background
 from had.errors import UserError
 from had.files import atomic_write_text, sha256_of_file
-from had.training.finetuning_data import FinetuningData, hold_out, prepare_rows
+from had.training.finetuning_data import FinetuningData, prepare_rows
+from had.training.finetuning_split import hold_out
 
 
 @dataclass

@@ -15,8 +15,9 @@ from had.files import atomic_write_text
 from had.metrics import confusion_matrix
 from had.models.heads import HADForSequenceClassification
 from had.models.saving import CARD_FILE, TUNING_FILE
+from had.training.finetuning_batches import Part
 from had.training.finetuning_card import finetuned_card
-from had.training.finetuning_data import FinetuningData, Part
+from had.training.finetuning_data import FinetuningData
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_scores import predict_logits
 from had.training.provenance import circumstances

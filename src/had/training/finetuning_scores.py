@@ -13,7 +13,7 @@ from had.dna.alphabet import reverse_complement
 from had.dna.labelled_tasks import UNSEEN
 from had.errors import RunFault
 from had.models.heads import SequenceClassifier
-from had.training.finetuning_data import Part, collate, portions
+from had.training.finetuning_batches import Part, collate, portions
 
 LETTERS_PER_PASS = 32_768
 """Letters, padding included, in one forward pass; bounds memory."""
