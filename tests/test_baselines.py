@@ -11,6 +11,7 @@ import torch
 
 from had.baselines import HiddenGroupBaselines, KmerLogisticRegression, KmerTable, MarkovModel, MeanVector
 from had.baselines import markov as markov_module
+from had.baselines.strands import strand_evidence
 from had.dna import alphabet
 from had.dna.labelled import read_splits
 from had.errors import UserError
@@ -324,3 +325,47 @@ def test_kmer_floor_on_a_real_task(shared: Path) -> None:
     model = KmerLogisticRegression().fit(train.sequences, train.labels, dev.sequences, dev.labels)
     score = mcc(test.labels, model.predict(test.sequences))
     assert 0.70 < score < 0.85
+
+
+def _random_texts(n: int, seed: int = 0) -> list[str]:
+    letters = np.frombuffer(b"ACGT", dtype=np.uint8)[np.random.default_rng(seed).integers(0, 4, (n, 80))]
+    return [row.tobytes().decode() for row in letters]
+
+
+def _complement(text: str) -> str:
+    return text[::-1].translate(str.maketrans("ACGT", "TGCA"))
+
+
+@pytest.mark.parametrize("kind", ["classes", "values", "labels"])
+def test_a_motif_of_one_strand_is_told_from_one_of_both(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    texts, wanted = _random_texts(600), rng.integers(0, 2, 600)
+    one = [f"{text[:30]}GGTAAGT{text[30:]}" if w else text for text, w in zip(texts, wanted, strict=True)]
+    # Half of the other rows hold the motif on the other strand, so that its strand is all that tells.
+    turned = [text if w else f"{text[:30]}ACTTACC{text[30:]}" for text, w in zip(one, wanted, strict=True)]
+    either = [_complement(text) if rng.random() < 0.5 else text for text in one]
+    targets = {
+        "classes": wanted[:, None] == np.arange(2),
+        "values": 3.0 * wanted[:, None] + 7,
+        "labels": np.stack([wanted, rng.integers(0, 2, 600), np.zeros(600)], axis=1),
+    }[kind]
+    clear, neutral = strand_evidence(turned, targets), strand_evidence(either, targets)
+    assert clear is not None
+    assert neutral is not None
+    assert clear.matters
+    assert clear.gain > 0.1
+    assert clear.z > 5
+    assert not neutral.matters
+    assert neutral.rows == 600
+
+
+def test_nothing_is_said_of_few_rows_or_of_equal_targets() -> None:
+    texts = _random_texts(250)
+    wanted = np.arange(250)[:, None] % 2
+    assert strand_evidence(texts[:199], wanted[:199]) is None
+    assert strand_evidence(texts, np.ones((250, 1))) is None
+    # Too short for a k-mer, or of N alone: no features, no evidence, and no fault.
+    found = strand_evidence(["A", "", "N" * 50, "acgtu", "RYK"] * 50, wanted)
+    assert found is not None
+    assert not found.matters
+    assert strand_evidence(texts, wanted) == strand_evidence(texts, wanted)

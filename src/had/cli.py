@@ -257,7 +257,7 @@ def finetune(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adamw (default), or muon for the weight matrices of the layers.")
+        str | None, typer.Option(help="muon for the weight matrices of the layers (default, auto), or adamw.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop once this epoch is done; the schedule stays.")] = None,

@@ -129,7 +129,40 @@ def test_muon_has_a_rate_of_its_own_and_needs_matrices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="frozen student"):
         config(tmp_path / "a.csv", freeze=True, training=FitConfig(optimizer="muon"))
     with pytest.raises(UserError, match="muon_lr goes with"):
-        FitConfig(muon_lr=1e-3)
+        FitConfig(optimizer="adamw", muon_lr=1e-3)
+
+
+def test_auto_takes_muon_where_there_are_matrices_to_train(tmp_path: Path) -> None:
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+
+    def fit(freeze: bool, **changes: object) -> Fit:
+        model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+        return Fit(model, data.train, data.valid, FitConfig(epochs=1, **changes), seed=0, freeze=freeze)
+
+    assert [type(optimizer).__name__ for optimizer in fit(False).optimizers] == ["AdamW", "Muon"]
+    assert [schedule.lr for schedule in fit(False).schedules] == [2e-3, 2e-3]
+    assert [schedule.lr for schedule in fit(False, optimizer="adamw").schedules] == [1e-3]
+    assert [schedule.lr for schedule in fit(True).schedules] == [1e-2]
+
+
+@pytest.mark.parametrize("oriented", [True, False])
+def test_rows_keep_their_strand_where_it_tells_something(tmp_path: Path, oriented: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(300):
+        codes = rng.integers(0, 4, 60).astype(np.uint8)
+        codes[20:28] = encode_bytes(b"TATAAAAG")
+        # Class b: the other strand's motif; or, where strands say nothing, no motif.
+        codes = codes if i % 2 else reverse_complement(codes) if oriented else rng.permutation(codes)
+        if not oriented and rng.random() < 0.5:
+            codes = reverse_complement(codes)
+        rows.append(f"{decode(codes)},{'a' if i % 2 else 'b'}")
+    made = config(write_rows(tmp_path / "a.csv", rows), training=dataclasses.replace(QUICK, epochs=1))
+    report = finetune(made, tmp_path / "run", OPTIONS)
+    assert report["rc_augment"] is not oriented
+    assert report["strand_evidence"]["rows"] == report["data"]["train"]["rows"]
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert f"Training showed rows {'on the strand they are given' if oriented else 'on either strand'}" in card
 
 
 def test_a_fine_tuned_model_embeds_and_predicts_and_can_be_fine_tuned_again(folder: Path, tmp_path: Path) -> None:

@@ -161,15 +161,17 @@ def fit_configs(
     rates: Sequence[float | None] = suite.rates
     if contestant.kind == "cnn":
         plain = {"weight_decay": 0.0, "dropout": 0.0, "ema": 0.0, "rc_augment": False, "shift": 0, "conjoin": "off"}
+        plain["optimizer"] = "adamw"
         # Batch normalisation must see a whole batch at once.
         values = of_suite | plain | {"letters_per_pass": _WHOLE_BATCH}
         rates = (CNN_RATE,)
     elif recipe == "finetune":
         values, rates = {"metric": task.metric}, (None,)
     else:
-        values = of_suite | {"weight_decay": suite.weight_decay}
+        values = of_suite | {"weight_decay": suite.weight_decay, "optimizer": "adamw"}
     if contestant.kind == "teacher":
         rates = TEACHER_RATES
+        values["optimizer"] = "adamw"
     section = _SECTIONS[contestant.kind]
     values |= (changes or {}).get(section, {})
     if "lr" in values:

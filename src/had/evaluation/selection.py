@@ -208,6 +208,7 @@ def _choose_fitted(
                 "epochs": config.epochs,
                 "lr": config.lr,
                 "conjoin": result.model.config.conjoin,
+                "rc_augment": result.rc_augment,
             }
             best = key, number, _FittedModel(result.model, facts)
     if best is None:
@@ -265,7 +266,9 @@ def _fitted_notes(facts: dict[str, Any], tried: dict[str, float], seed: int) -> 
         among = ", ".join(f"{rate} {score:.3f}" for rate, score in tried.items())
         notes.append(f"lr {facts['lr']:g} by validation of seed {seed} ({among})")
     notes.append(
-        f"epoch {facts['epoch']} of {facts['epochs']}" + (", strands averaged" if facts["conjoin"] else ", one strand")
+        f"epoch {facts['epoch']} of {facts['epochs']}"
+        + (", strands averaged" if facts["conjoin"] else ", one strand")
+        + ("" if facts["rc_augment"] else ", trained on one strand")
     )
     return notes
 

@@ -89,7 +89,7 @@ class FinetuneConfig:
             raise UserError(f"seed must not be negative; got {self.seed}")
         if self.max_length < 1:
             raise UserError(f"max_length must be at least 1; got {self.max_length}")
-        if self.freeze and self.training.optimizer == "muon":
+        if self.freeze and (self.training.optimizer == "muon" or self.training.muon_lr is not None):
             raise UserError(
                 "a frozen student has no matrices for muon to train: leave --freeze or --optimizer muon out"
             )
@@ -351,6 +351,8 @@ def _run(
         **scores,
         "conjoin": result.model.config.conjoin,
         "conjoin_validation": result.conjoin_scores,
+        "rc_augment": result.rc_augment,
+        "strand_evidence": None if result.strands is None else result.strands._asdict(),
         "model": config.model,
         "frozen": config.freeze,
         "parameters": sum(p.numel() for p in result.model.parameters()),

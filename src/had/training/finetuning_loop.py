@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from had.baselines.strands import StrandEvidence, strand_evidence
 from had.console import Progress
+from had.dna.alphabet import decode
 from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.finetuning_batches import Part, augmented, collate, make_batches, portions
-from had.training.finetuning_recipe import FitConfig, chosen_metric
+from had.training.finetuning_recipe import RATES, FitConfig, chosen_metric
 from had.training.finetuning_scores import (
     Diverged,
     or_worst,
@@ -29,7 +31,7 @@ from had.training.finetuning_scores import (
     score_logits,
 )
 from had.training.optimizer_state import optimizer_tensors, restore_optimizer
-from had.training.optimizers import OptimizerConfig, build_optimizers, learning_rate, set_learning_rate
+from had.training.optimizers import OptimizerConfig, build_optimizers, hidden_matrices, learning_rate, set_learning_rate
 
 Classifier = TypeVar("Classifier", bound=SequenceClassifier)
 """Whatever model is fine-tuned: the same kind comes back."""
@@ -49,6 +51,10 @@ class FitResult(Generic[Classifier]):
     """Metrics of the validation rows, which chose the model."""
     conjoin_scores: dict[str, float]
     """Validation score by ``off`` and ``on``, where both were measured."""
+    rc_augment: bool
+    """Whether training rows were shown on either strand."""
+    strands: StrandEvidence | None
+    """What that was decided by; None where it was asked for, or where too few rows could tell."""
     finished: bool
     """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
     seconds_before: float
@@ -78,6 +84,14 @@ def _weights(task: str, targets: NDArray, n_classes: int, device: torch.device) 
     return torch.tensor(len(targets) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32, device=device)
 
 
+def _strand_evidence(task: str, train: Part) -> StrandEvidence | None:
+    """What the training rows say of their strand; the same for every seed."""
+    targets = train.targets
+    if task in ("binary", "multiclass"):
+        targets = targets[:, None] == np.unique(targets)[None]
+    return strand_evidence([decode(row) for row in train.codes], targets.reshape(len(train), -1))
+
+
 class Fit(Generic[Classifier]):
     """Fine-tunes one model; see `run`."""
 
@@ -102,17 +116,24 @@ class Fit(Generic[Classifier]):
             model.eval()
             for part in (train, valid):
                 part.features = pooled_features(model, part)
+        self.strands = _strand_evidence(model.config.task, train) if config.rc_augment == "auto" else None
+        self.rc_augment = config.rc_augment is True or (
+            config.rc_augment == "auto" and not (self.strands and self.strands.matters)
+        )
         # With a frozen student the average is of the head alone, but one module keeps all of it simple.
         self.shadow = copy.deepcopy(model).eval().requires_grad_(False)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
-        lr = config.lr if config.lr is not None else 1e-2 if freeze else 1e-3
+        optimizer = config.optimizer
+        if optimizer == "auto":
+            optimizer = "muon" if hidden_matrices(model) else "adamw"
+        lr = config.lr if config.lr is not None else 1e-2 if freeze else RATES[optimizer]
         schedule = OptimizerConfig(
-            config.optimizer, lr, 0.0, 0.0, round(config.warmup * total), weight_decay=config.weight_decay
+            optimizer, lr, 0.0, 0.0, round(config.warmup * total), weight_decay=config.weight_decay
         )
         self.total = total
         self.optimizers = build_optimizers(model, schedule)
-        if config.optimizer == "muon" and len(self.optimizers) == 1:
+        if optimizer == "muon" and len(self.optimizers) == 1:
             raise UserError("nothing that is trained here is a weight matrix of a layer: use the optimizer adamw")
         muon = replace(schedule, lr=lr if config.muon_lr is None else config.muon_lr)
         self.schedules = [schedule, muon][: len(self.optimizers)]
@@ -234,9 +255,9 @@ class Fit(Generic[Classifier]):
 
     def _training_logits(self, chosen: NDArray[np.int64], rng: np.random.Generator, cut: int) -> Tensor:
         if self.train.features is not None:
-            strands = rng.integers(0, 2 if self.config.rc_augment else 1, len(chosen))
+            strands = rng.integers(0, 2 if self.rc_augment else 1, len(chosen))
             return self.model.classify(self.train.features[chosen, strands])
-        rows = [augmented(self.train.codes[i], rng, self.config.rc_augment, cut) for i in chosen]
+        rows = [augmented(self.train.codes[i], rng, self.rc_augment, cut) for i in chosen]
         ids, mask = collate(rows)
         return self.model(ids, mask, conjoin=False).logits
 
@@ -267,7 +288,16 @@ class Fit(Generic[Classifier]):
         done = self.epoch >= config.epochs or self._out_of_patience()
         both = {"on" if side else "off": scores.get(self.metric, math.nan) for side, (_, scores) in scored.items()}
         return FitResult(
-            model, self.metric, self.best_epoch, self.epoch, scored[conjoin][1], both, done, self.seconds_before
+            model,
+            self.metric,
+            self.best_epoch,
+            self.epoch,
+            scored[conjoin][1],
+            both,
+            self.rc_augment,
+            self.strands,
+            done,
+            self.seconds_before,
         )
 
     def _save(self, folder: Path) -> None:

@@ -15,19 +15,24 @@ METRICS_OF = {
 }
 """What a task may be judged by; the first is the default."""
 
+RATES = {"muon": 2e-3, "adamw": 1e-3}
+"""Peak learning rates of the whole student."""
+
 
 @dataclass
 class FitConfig:
     """How a model is fine-tuned; the defaults are meant for every task."""
 
-    epochs: int = 10
+    epochs: int = 5
     """Passes over the training rows of the whole schedule."""
     batch_size: int = 64
     """Rows per optimizer step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon for the weight matrices of the layers and AdamW for the rest (head, embedding, norms, gates)."""
+    optimizer: Literal["auto", "adamw", "muon"] = "auto"
+    """adamw; or muon for the weight matrices of the layers and AdamW for the rest (head, embedding, norms, gates);
+    auto: muon where such matrices are trained."""
     lr: float | None = None
-    """Peak learning rate; null: 1e-3, and 1e-2 for the head of a frozen student. With muon that of AdamW's part."""
+    """Peak learning rate; null: 2e-3 with muon, 1e-3 with adamw, 1e-2 for a frozen student's head. With muon that of
+    AdamW's part."""
     muon_lr: float | None = None
     """Peak learning rate of Muon's matrices, whose updates have the usual size of AdamW's; null: as lr."""
     weight_decay: float = 0.1
@@ -40,8 +45,8 @@ class FitConfig:
     """Share of the probability given to all classes alike."""
     ema: float = 0.99
     """Decay of the average of weights that is validated and saved, reached gradually; 0: the weights as they are."""
-    rc_augment: bool = True
-    """Show each training row on either strand."""
+    rc_augment: bool | Literal["auto"] = "auto"
+    """Show each training row on either strand; auto: unless the strand tells something of the label."""
     shift: int = 2
     """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
     conjoin: Literal["off", "on", "auto"] = "auto"
@@ -72,7 +77,7 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be above 0; got {value}")
-        if self.muon_lr is not None and self.optimizer != "muon":
+        if self.muon_lr is not None and self.optimizer == "adamw":
             raise UserError(f"muon_lr goes with the optimizer muon; got optimizer {self.optimizer}")
 
 

@@ -85,8 +85,22 @@ def summary(report: dict[str, Any], folder: Path) -> list[str]:
             lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
     if "test" not in report:
         lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
+    lines.append(strand_sentence(report))
     lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
     return lines
+
+
+def strand_sentence(report: Mapping[str, Any]) -> str:
+    """Which strand training showed, and why."""
+    shown = "on either strand" if report["rc_augment"] else "on the strand they are given"
+    found = report["strand_evidence"]
+    if found is None:
+        return f"training showed rows {shown}"
+    said = "less" if found["gain"] >= 0 else "more"
+    return (
+        f"training showed rows {shown}: where strands are kept apart, k-mers err {abs(found['gain']):.1%} {said} "
+        f"({found['z']:+.1f} standard errors)"
+    )
 
 
 def json_ready(value: Any) -> Any:
@@ -140,6 +154,7 @@ def write_card(
         "metric": report["metric"],
         "scores": {name: report[name] for name in _SCORES if name in report},
         "epoch": report["best_epoch"],
+        "strands": strand_sentence(report),
         "conjoin": report["conjoin"],
         "conjoin_reason": reason,
         "training": to_dict(config.training),

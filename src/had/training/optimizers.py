@@ -66,6 +66,13 @@ def spared_from_decay(module: nn.Module) -> set[str]:
     return spared
 
 
+def hidden_matrices(module: nn.Module) -> set[str]:
+    """Names of the trained weight matrices inside ``layers`` or ``blocks``, which Muon may take."""
+    spared = spared_from_decay(module)
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad and p.ndim == 2}
+    return {n for n in named if n not in spared and _INSIDE.search(n)}
+
+
 def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """Optimizers over all parameters of ``module`` that require a gradient.
 
@@ -74,7 +81,7 @@ def build_optimizers(module: nn.Module, config: OptimizerConfig) -> list[Optimiz
     """
     spared = spared_from_decay(module)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    hidden = {n for n, p in named if config.name == "muon" and p.ndim == 2 and n not in spared and _INSIDE.search(n)}
+    hidden = hidden_matrices(module) if config.name == "muon" else set()
     decayed = [p for n, p in named if n not in spared and n not in hidden]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
