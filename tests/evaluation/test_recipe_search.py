@@ -24,7 +24,7 @@ settings:
   muon fast: {optimizer: muon, lr: 1e-2}
 one_at_a_time:
   lr: [1e-2]
-  rc_augment: [true, false]
+  rc_augment: [auto, false]
 """
 
 
@@ -47,7 +47,7 @@ def options(folder: Path, **changes: Any) -> SearchOptions:
 
 def test_settings_of_a_file(base: Path, tmp_path: Path) -> None:
     settings = read_settings(base / "grid.yaml")
-    # rc_augment true is the default: no setting of its own.
+    # rc_augment auto is the default: no setting of its own.
     assert list(settings) == ["default", "muon fast", "lr 0.01", "rc_augment false"]
     assert settings["default"] == FitConfig(epochs=1, batch_size=24)
     assert settings["muon fast"] == FitConfig(epochs=1, batch_size=24, optimizer="muon", lr=1e-2)

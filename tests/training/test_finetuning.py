@@ -30,7 +30,7 @@ from had.training.runs import RunOptions
 SMALL = HADConfig(
     hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8
 )
-QUICK = FitConfig(epochs=2, batch_size=16, lr=1e-2, ema=0.5)
+QUICK = FitConfig(epochs=2, batch_size=16, optimizer="adamw", lr=1e-2, ema=0.5)
 OPTIONS = RunOptions(device="cpu", threads=1, quiet=True)
 
 
@@ -280,7 +280,7 @@ def test_the_command_takes_a_recipe_under_its_options(
     then = dataclasses.asdict(QUICK)
     assert facts["training"] == {**then, "optimizer": "muon", "epochs": 1, "dropout": 0.3}
     assert had_finetune(*recipe, "--optimizer", "sgd", "--out", str(tmp_path / "no")) == 2
-    assert "one of adamw, muon" in capsys.readouterr().err
+    assert "one of auto, adamw, muon" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 
