@@ -140,7 +140,7 @@ def test_auto_takes_muon_where_there_are_matrices_to_train(tmp_path: Path) -> No
         return Fit(model, data.train, data.valid, FitConfig(epochs=1, **changes), seed=0, freeze=freeze)
 
     assert [type(optimizer).__name__ for optimizer in fit(False).optimizers] == ["AdamW", "Muon"]
-    assert [schedule.lr for schedule in fit(False).schedules] == [2e-3, 2e-3]
+    assert [schedule.lr for schedule in fit(False).schedules] == [5e-3, 5e-3]
     assert [schedule.lr for schedule in fit(False, optimizer="adamw").schedules] == [1e-3]
     assert [schedule.lr for schedule in fit(True).schedules] == [1e-2]
 

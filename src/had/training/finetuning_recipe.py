@@ -15,7 +15,7 @@ METRICS_OF = {
 }
 """What a task may be judged by; the first is the default."""
 
-RATES = {"muon": 2e-3, "adamw": 1e-3}
+RATES = {"muon": 5e-3, "adamw": 1e-3}
 """Peak learning rates of the whole student."""
 
 
@@ -31,7 +31,7 @@ class FitConfig:
     """adamw; or muon for the weight matrices of the layers and AdamW for the rest (head, embedding, norms, gates);
     auto: muon where such matrices are trained."""
     lr: float | None = None
-    """Peak learning rate; null: 2e-3 with muon, 1e-3 with adamw, 1e-2 for a frozen student's head. With muon that of
+    """Peak learning rate; null: 5e-3 with muon, 1e-3 with adamw, 1e-2 for a frozen student's head. With muon that of
     AdamW's part."""
     muon_lr: float | None = None
     """Peak learning rate of Muon's matrices, whose updates have the usual size of AdamW's; null: as lr."""
