@@ -276,8 +276,8 @@ def finetune(
     """
     from had.config import apply_overrides, build, load_recipe
     from had.console import setup_logging
-    from had.training.finetuning import FinetuneConfig
     from had.training.finetuning import finetune as run
+    from had.training.finetuning_config import FinetuneConfig
     from had.training.runs import RunOptions
 
     setup_logging(quiet)

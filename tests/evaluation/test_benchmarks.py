@@ -202,7 +202,8 @@ def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, t
     folder = BenchmarkFolder(base / "run")
     record = folder.records_of("mouse/3", "cnn")[0]
     old = [
-        {k: v for k, v in recipe.items() if k not in ("class_weights", "muon_lr")} for recipe in record.settings["recipes"]
+        {k: v for k, v in recipe.items() if k not in ("class_weights", "muon_lr")}
+        for recipe in record.settings["recipes"]
     ]
     older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
     folder.records_of = lambda task, model: [older]  # type: ignore[method-assign]

@@ -18,8 +18,9 @@ from had.errors import UserError
 from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
-from had.training.finetuning import FinetuneConfig, finetune
+from had.training.finetuning import finetune
 from had.training.finetuning_batches import augmented, collate, make_batches, portions
+from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_data import load_data
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_plots import draw_pictures

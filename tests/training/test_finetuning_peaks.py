@@ -8,7 +8,8 @@ import pytest
 
 from had.errors import UserError
 from had.models.student import HADConfig
-from had.training.finetuning import FinetuneConfig, finetune, read_data
+from had.training.finetuning import finetune, read_data
+from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_peaks import PeaksConfig, write_regions
 from had.training.finetuning_recipe import FitConfig
 from had.training.runs import RunOptions

@@ -36,7 +36,8 @@ from had.evaluation.units import Shelf, TaskSpec, start_worker
 from had.files import atomic_write_text
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning import SCRATCH, fit_model
+from had.training.finetuning import fit_model
+from had.training.finetuning_config import SCRATCH
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import Diverged
 from had.training.locking import FolderLock

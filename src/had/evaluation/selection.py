@@ -27,8 +27,9 @@ from had.models.heads import HeadConfig, SequenceClassifier
 from had.models.teacher_classifier import TeacherForSequenceClassification
 from had.models.teacher_loading import load_teacher
 from had.models.teachers import NTv2Teacher
-from had.training.finetuning import SCRATCH, FinetuneConfig, build_model, fit_model
+from had.training.finetuning import build_model, fit_model
 from had.training.finetuning_batches import Part
+from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData
 from had.training.finetuning_recipe import FitConfig
 from had.training.finetuning_scores import Diverged, or_worst, predict_logits

@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,77 +21,25 @@ from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
-from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
-from had.models.student import HADConfig, HADModel
+from had.models.saving import WEIGHTS_FILE, find_folder
+from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
 from had.training.finetuning_batches import collate
 from had.training.finetuning_card import known_of_base
+from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData, load_data
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
-from had.training.finetuning_recipe import FitConfig, chosen_metric
+from had.training.finetuning_recipe import chosen_metric
 from had.training.finetuning_report import describe, draw_tables, json_ready, summary, write_card
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
 from had.training.runs import RunOptions
 
-SCRATCH = "scratch"
 _TIMED_LETTERS = 8192
 _FORWARD = 0.35
 """Share of a training pass that is forward, about."""
-
-
-@dataclass
-class FinetuneConfig:
-    """What is fine-tuned on what."""
-
-    data: str
-    """A CSV, TSV, FASTA or Parquet file of labelled sequences, or a folder with train, dev and test files; with genome,
-    a BED or narrowPeak file of peaks."""
-    model: str = DEFAULT_MODEL
-    """A pre-trained student: bundled name, folder, Hub name; or scratch: the same network with fresh weights."""
-    genome: list[str] = field(default_factory=list)
-    """FASTA file(s) that peaks are of."""
-    peaks: PeaksConfig = field(default_factory=PeaksConfig)
-    """What peaks are told from."""
-    freeze: bool = False
-    """Train the head alone, on the student's features as they are (linear probe)."""
-    task: str = "auto"
-    """auto, binary, multiclass, multilabel or regression."""
-    labels: list[str] = field(default_factory=list)
-    """Columns of 0 and 1, one a label, instead of the column label: multilabel."""
-    split: str = "auto"
-    """Where the user gave no validation rows: auto (by locus where there are coordinates), locus or random."""
-    valid_fraction: float = 0.1
-    """Share of the training rows held out for validation where the user gave none."""
-    test_fraction: float | None = None
-    """Share of the training rows held out as a test where the user gave none; null: 0, and 0.1 for peaks."""
-    max_length: int = 10_000
-    """Longer sequences are cut to their middle, in bp."""
-    seed: int = 0
-    """Seed of the split, fresh weights, batches, augmentation and dropout."""
-    student: HADConfig = field(default_factory=HADConfig)
-    """Sizes of the student, with model: scratch."""
-    training: FitConfig = field(default_factory=FitConfig)
-    """How it is trained."""
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning with a UserError."""
-        for name, least in (("valid_fraction", False), ("test_fraction", True)):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not 0 <= value < 1 or (value == 0 and not least):
-                raise UserError(f"{name} is a share between 0 and 1; got {value}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative; got {self.seed}")
-        if self.max_length < 1:
-            raise UserError(f"max_length must be at least 1; got {self.max_length}")
-        if self.freeze and (self.training.optimizer == "muon" or self.training.muon_lr is not None):
-            raise UserError(
-                "a frozen student has no matrices for muon to train: leave --freeze or --optimizer muon out"
-            )
 
 
 def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from had.models.heads import HADForSequenceClassification
 from had.models.saving import CARD_FILE, TUNING_FILE
 from had.training.finetuning_batches import Part
 from had.training.finetuning_card import finetuned_card
+from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_data import FinetuningData
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_scores import predict_logits
 from had.training.provenance import circumstances
-
-if TYPE_CHECKING:
-    from had.training.finetuning import FinetuneConfig
 
 _SCORES = ("validation", "test", "test_not_in_train")
 
@@ -47,7 +45,7 @@ def draw_tables(
     }
 
 
-def describe(config: "FinetuneConfig", data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
+def describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
     """Lines that say what will be done with what, before it is done."""
     sizes = ", ".join(f"{name} {fact['rows']:,}" for name, fact in data.facts.items() if isinstance(fact, dict))
     shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
@@ -113,7 +111,7 @@ def json_ready(value: Any) -> Any:
 
 
 def write_card(
-    folder: Path, config: "FinetuneConfig", report: Mapping[str, Any], base: Mapping[str, Any], command: Sequence[str]
+    folder: Path, config: FinetuneConfig, report: Mapping[str, Any], base: Mapping[str, Any], command: Sequence[str]
 ) -> None:
     """Write ``README.md`` and ``finetuning.json`` beside the weights.
 
