@@ -213,6 +213,21 @@ def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, t
         folder.check("mouse/3", "cnn", {**record.settings, "recipes": changed})
 
 
+def test_the_report_says_how_each_model_was_trained(base: Path) -> None:
+    text = (base / "run/report.md").read_text().partition("## How it was run")[2]
+    assert "| had | AdamW | 1 | 24 | 0.001 or 0.002 | 0.1 | 1% | 0.99 | all |" in text
+    assert "| teacher | AdamW | 1 | 24 | 3e-05 or 0.0003 |" in text
+    assert "| cnn | AdamW | 1 | 24 | 0.001 | 0 | 1% | none | all |" in text
+    assert "| kmer |" not in text
+
+
+def test_the_recipe_of_finetuning_stands_in_the_report_as_it_is(base: Path, tmp_path: Path) -> None:
+    changes = {"training": {"batch_size": 4, "epochs": 2}}
+    benchmark("gue", tmp_path / "run", options(base, models=("scratch",), recipe="finetune", changes=changes, seeds=1))
+    text = (tmp_path / "run/report.md").read_text()
+    assert "| scratch | Muon and AdamW | 2 | 4 | 0.005 | 0.1 | 5% | 0.99 | all |" in text
+
+
 def test_an_untrained_probe_has_the_sizes_of_the_student(base: Path) -> None:
     facts = [read_record(place_of(base / "run", Unit("mouse/3", name, 0))).facts for name in ("probe", "untrained")]
     assert facts[0]["parameters"] - facts[0]["parameters_trained"] < 20_000

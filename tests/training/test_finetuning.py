@@ -24,7 +24,7 @@ from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_data import load_data
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_plots import draw_pictures
-from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_recipe import FitConfig, schedule_epochs
 from had.training.finetuning_scores import score_logits
 from had.training.runs import RunOptions
 
@@ -144,6 +144,18 @@ def test_auto_takes_muon_where_there_are_matrices_to_train(tmp_path: Path) -> No
     assert [schedule.lr for schedule in fit(False).schedules] == [5e-3, 5e-3]
     assert [schedule.lr for schedule in fit(False, optimizer="adamw").schedules] == [1e-3]
     assert [schedule.lr for schedule in fit(True).schedules] == [1e-2]
+
+
+def test_few_rows_are_passed_over_more_often(tmp_path: Path) -> None:
+    plain = FitConfig()
+    assert [schedule_epochs(plain, rows) for rows in (100_000, 1904, 1856, 640, 10)] == [5, 5, 6, 15, 150]
+    assert schedule_epochs(plain, 100_000, freeze=True) == 20
+    assert schedule_epochs(FitConfig(epochs=2), 10) == 2
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+    model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+    assert Fit(model, data.train, data.valid, FitConfig(batch_size=4), seed=0).total == 150
+    with pytest.raises(UserError, match="epochs must be at least 1"):
+        FitConfig(epochs=0)
 
 
 @pytest.mark.parametrize("oriented", [True, False])

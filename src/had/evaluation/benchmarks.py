@@ -26,7 +26,7 @@ from had.evaluation.suite_data import TaskData
 from had.evaluation.units import Job, Shelf, TaskSpec, settings_of
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
-from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_recipe import FitConfig, schedule_epochs
 
 HUB = "hub"
 DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "cnn")
@@ -214,7 +214,8 @@ def _plan(
             there += len(seeds) - len(pending)
             if pending:
                 job = dataclasses.replace(job, seeds=pending, configs=_decided(folder, job))
-                rows = (len(data.rows) - data.n_dev) * configs[0].epochs if configs else 0
+                n_train = len(data.rows) - data.n_dev
+                rows = n_train * schedule_epochs(configs[0], n_train) if configs else 0
                 planned.append(Planned(job, costs.seconds(contestant, data, job.configs[:1]), rows))
         folder.check_test(spec.task.name, partial(spec.files.digest, "test"))
     return planned, there

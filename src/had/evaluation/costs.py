@@ -15,7 +15,7 @@ from had.evaluation.frozen_features import Extractor
 from had.evaluation.selection import as_finetuning, build_classifier, finetune_config
 from had.evaluation.suite_data import TaskData, make_part
 from had.training.finetuning_batches import collate
-from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_recipe import FitConfig, schedule_epochs
 from had.training.finetuning_scores import predict_logits
 
 _TIMED_LETTERS = 8192
@@ -42,7 +42,7 @@ class Costs:
         step, forward = self._per_letter(contestant, data, configs)
         if not contestant.is_fitted:
             return (train + valid + test) * forward + len(fold.train) * _LAYERS * _WIDTH * _DENSE
-        epochs = configs[0].epochs
+        epochs = schedule_epochs(configs[0], len(fold.train))
         one = epochs * train * step + (epochs + 3) * valid * forward
         return one * len(configs) + 1.5 * test * forward
 

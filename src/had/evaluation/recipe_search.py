@@ -271,7 +271,7 @@ def _how_long(trials: Sequence[Trial], options: SearchOptions, shelf: Shelf) -> 
     if not trials:
         return ""
     costs = Costs(choose_device(options.device), DEFAULT_MODEL)
-    known: dict[tuple[str, int], float] = {}
+    known: dict[tuple[str, int | None], float] = {}
     for trial in trials:
         if (key := (trial.spec.task.name, trial.config.epochs)) not in known:
             known[key] = costs.seconds(trial.contestant, shelf.get(trial.spec), [trial.config])

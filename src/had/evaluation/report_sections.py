@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from had.evaluation.overlap import NEAR, K
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table
 from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable, model_kinds
+from had.training.finetuning_recipe import RATES
 
 
 def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], title: str) -> list[Block]:
@@ -280,14 +282,12 @@ def missing(
 
 def how(suite: Suite, folder: BenchmarkFolder) -> list[Block]:
     """Protocol, commands, versions, where the data are from."""
-    rates = " or ".join(f"{rate:g}" for rate in suite.rates)
     validation = (
         "the official dev rows" if suite.dev_is_given else "10 % of the training rows, drawn anew for each seed"
     )
     text = (
-        f"Protocol: fine-tuning of all weights by AdamW, {suite.epochs} epochs, batch {suite.batch_size}, learning "
-        f"rate {rates} by validation with the first seed only, {suite.warmup:.0%} warm-up, cosine; validation on "
-        f"{validation}; the epoch of the best validation score is tested. Each task's remarks say where a row differs. "
+        f"Validation on {validation}; the epoch of the best validation score is tested. Where several learning rates "
+        "are named, validation chose with the first seed only. Each task's remarks say where a row differs. "
         "Every number can be computed again from predictions/ (one Parquet file a row of scores.csv)."
     )
     lines = []
@@ -297,4 +297,37 @@ def how(suite: Suite, folder: BenchmarkFolder) -> list[Block]:
             f"  {one['date']}, had {one['had']}, torch {one['torch']}, {one['platform']}, {one['device']}, "
             f"{one['jobs']} job(s) of {one['threads']} thread(s); data: {one['source']}"
         )
-    return [Heading("How it was run"), Paragraph(text), Code("\n".join(lines))]
+    return [Heading("How it was run"), Paragraph(text), *_recipes(folder), Code("\n".join(lines))]
+
+
+def _recipes(folder: BenchmarkFolder) -> list[Block]:
+    """How each fitted model was trained, as its predictions have it; a line for each recipe."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    tasks = list(dict.fromkeys(unit.task for unit in folder.rows))
+    for model in model_kinds(folder):
+        for task in tasks:
+            records = folder.records_of(task, model)
+            if records and (recipes := records[0].settings.get("recipes")):
+                made = found.setdefault((model, *_recipe(recipes, [record.facts for record in records])), [])
+                made.append(task)
+    rows = []
+    for line, made in found.items():
+        several = sum(other[0] == line[0] for other in found) > 1
+        rows.append([*line, ", ".join(made) if several else "all"])
+    header = ["model", "optimizer", "epochs", "batch", "learning rate", "weight decay", "warm-up", "average", "tasks"]
+    return [Table(header, rows)] if rows else []
+
+
+def _recipe(recipes: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    one = recipes[0]
+    optimizer = {"auto": "Muon and AdamW", "muon": "Muon and AdamW"}.get(one.get("optimizer", "adamw"), "AdamW")
+    rates = [RATES["muon" if optimizer != "AdamW" else "adamw"] if r["lr"] is None else r["lr"] for r in recipes]
+    return (
+        optimizer,
+        ", ".join(sorted({str(fact["epochs"]) for fact in facts if "epochs" in fact})),
+        str(one["batch_size"]),
+        " or ".join(f"{rate:g}" for rate in rates),
+        f"{one['weight_decay']:g}",
+        f"{one['warmup']:.0%}",
+        f"{one['ema']:g}" if one["ema"] else "none",
+    )

@@ -31,7 +31,7 @@ from had.training.finetuning import build_model, fit_model
 from had.training.finetuning_batches import Part
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData
-from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_recipe import FitConfig, schedule_epochs
 from had.training.finetuning_scores import Diverged, or_worst, predict_logits
 
 Metric = Callable[[Any, Any], float]
@@ -206,7 +206,7 @@ def _choose_fitted(
             facts["train_bp"] *= result.epochs_run
             facts |= {
                 "epoch": result.epoch,
-                "epochs": config.epochs,
+                "epochs": schedule_epochs(config, len(fold.train)),
                 "lr": config.lr,
                 "conjoin": result.model.config.conjoin,
                 "rc_augment": result.rc_augment,

@@ -31,7 +31,7 @@ from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData, load_data
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
-from had.training.finetuning_recipe import chosen_metric
+from had.training.finetuning_recipe import chosen_metric, schedule_epochs
 from had.training.finetuning_report import describe, draw_tables, json_ready, summary, write_card
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
@@ -210,7 +210,7 @@ def estimate_seconds(config: FinetuneConfig, data: FinetuningData, model: Sequen
     test = 0 if data.test is None else int(data.test.lengths.sum())
     if config.freeze:
         return 2 * each * (train + valid + test)
-    epochs = config.training.epochs
+    epochs = schedule_epochs(config.training, len(data.train))
     return each * (epochs * train + _FORWARD * ((epochs + 3) * valid + 1.5 * test))
 
 
@@ -273,7 +273,7 @@ def _run(
 ) -> dict[str, Any]:
     start = time.monotonic()
     fit = _fit(config, data, model)
-    total = len(data.train) * config.training.epochs
+    total = len(data.train) * fit.epochs
     with progress(total, "fine-tuning", "rows", quiet=options.quiet) as advance:
         result = fit.run(
             log=run.append_metrics,
@@ -293,6 +293,7 @@ def _run(
         "metric": result.metric,
         "best_epoch": result.epoch,
         "epochs_run": result.epochs_run,
+        "epochs": fit.epochs,
         "validation_split": data.split,
         "validation": result.validation,
         **scores,

@@ -69,7 +69,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         f"- {facts['strands'][0].upper()}{facts['strands'][1:]}.",
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
         f"({facts['conjoin_reason']}). Seed {facts['seed']}; epoch {facts['epoch']} of "
-        f"{facts['training']['epochs']} was kept.",
+        f"{facts['epochs']} was kept.",
         "",
         *_scores(facts),
         "",

@@ -22,7 +22,7 @@ from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.finetuning_batches import Part, augmented, collate, make_batches, portions
-from had.training.finetuning_recipe import RATES, FitConfig, chosen_metric
+from had.training.finetuning_recipe import RATES, FitConfig, chosen_metric, schedule_epochs
 from had.training.finetuning_scores import (
     Diverged,
     or_worst,
@@ -123,7 +123,8 @@ class Fit(Generic[Classifier]):
         # With a frozen student the average is of the head alone, but one module keeps all of it simple.
         self.shadow = copy.deepcopy(model).eval().requires_grad_(False)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
-        total = self.steps_per_epoch * config.epochs
+        self.epochs = schedule_epochs(config, len(train), freeze)
+        total = self.steps_per_epoch * self.epochs
         optimizer = config.optimizer
         if optimizer == "auto":
             optimizer = "muon" if hidden_matrices(model) else "adamw"
@@ -181,7 +182,7 @@ class Fit(Generic[Classifier]):
             self._load(resume_from)
             advance.skip(self.epoch * len(self.train))
         saved = time.monotonic()
-        while self.epoch < config.epochs and not self._out_of_patience():
+        while self.epoch < self.epochs and not self._out_of_patience():
             if stop_after is not None and self.epoch >= stop_after:
                 break
             started = time.monotonic()
@@ -285,7 +286,7 @@ class Fit(Generic[Classifier]):
         # On equal terms one strand is enough: prediction is then twice as fast.
         conjoin = max(scored, key=lambda side: (scored[side][0], not side))
         model.config.conjoin = self.model.config.conjoin = conjoin
-        done = self.epoch >= config.epochs or self._out_of_patience()
+        done = self.epoch >= self.epochs or self._out_of_patience()
         both = {"on" if side else "off": scores.get(self.metric, math.nan) for side, (_, scores) in scored.items()}
         return FitResult(
             model,

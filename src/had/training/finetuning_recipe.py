@@ -1,5 +1,6 @@
 """How a model is fine-tuned: the recipe's keys, their defaults, and what a task may be judged by."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,14 +18,20 @@ METRICS_OF = {
 
 RATES = {"muon": 5e-3, "adamw": 1e-3}
 """Peak learning rates of the whole student."""
+_EPOCHS = 5
+_EPOCHS_FROZEN = 20
+"""[ours] A head on features that are computed once costs next to nothing."""
+_LEAST_STEPS = 150
+"""[ours] Some hundred rows need more than five passes: the recipe search's smallest task took so many steps."""
 
 
 @dataclass
 class FitConfig:
     """How a model is fine-tuned; the defaults are meant for every task."""
 
-    epochs: int = 5
-    """Passes over the training rows of the whole schedule."""
+    epochs: int | None = None
+    """Passes over the training rows of the whole schedule; null: 5 (20 of a frozen student), and more where these are
+    fewer than 150 steps."""
     batch_size: int = 64
     """Rows per optimizer step."""
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
@@ -65,7 +72,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Refuse what has no meaning with a UserError."""
         for name in ("epochs", "batch_size", "letters_per_pass"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("warmup", "dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
@@ -79,6 +86,14 @@ class FitConfig:
                 raise UserError(f"{name} must be above 0; got {value}")
         if self.muon_lr is not None and self.optimizer == "adamw":
             raise UserError(f"muon_lr goes with the optimizer muon; got optimizer {self.optimizer}")
+
+
+def schedule_epochs(config: FitConfig, n_rows: int, freeze: bool = False) -> int:
+    """Epochs of the schedule on ``n_rows`` training rows."""
+    if config.epochs is not None:
+        return config.epochs
+    least = math.ceil(_LEAST_STEPS / math.ceil(n_rows / config.batch_size))
+    return max(_EPOCHS_FROZEN if freeze else _EPOCHS, least)
 
 
 def chosen_metric(task: str, metric: str) -> str:

@@ -152,6 +152,7 @@ def write_card(
         "metric": report["metric"],
         "scores": {name: report[name] for name in _SCORES if name in report},
         "epoch": report["best_epoch"],
+        "epochs": report["epochs"],
         "strands": strand_sentence(report),
         "conjoin": report["conjoin"],
         "conjoin_reason": reason,
