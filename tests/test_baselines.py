@@ -11,7 +11,7 @@ import torch
 
 from had.baselines import HiddenGroupBaselines, KmerLogisticRegression, KmerTable, MarkovModel, MeanVector
 from had.baselines import markov as markov_module
-from had.baselines.strands import strand_evidence
+from had.baselines.evidence import strand_evidence
 from had.dna import alphabet
 from had.dna.labelled import read_splits
 from had.errors import UserError

@@ -1,9 +1,9 @@
-"""The student with a task on top: mean pooling over real letters, dropout, one linear layer.
+"""The student with a task on top: mean pooling over real letters or windows of them, dropout, one linear layer.
 
 What every classifier of sequences has in common is `SequenceClassifier`: fine-tuning knows nothing else of a model, so
 a convolutional network or a fine-tuned teacher is trained by the same loop.
 
-Shape suffixes: B batch, L length, D width, K outputs.
+Shape suffixes: B batch, L length, D width, W windows, K outputs.
 """
 
 import dataclasses
@@ -64,6 +64,14 @@ class HADClassifierConfig(HeadConfig):
 
     student: HADConfig = field(default_factory=HADConfig)
     """Sizes of the student."""
+    windows: int = 1
+    """Equal shares of each sequence that are averaged apart, so that the head knows where a feature stands; 1: none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a ValueError."""
+        super().__post_init__()
+        if self.windows < 1:
+            raise ValueError(f"windows must be at least 1; got {self.windows}")
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, as ``config.json`` holds them."""
@@ -211,8 +219,28 @@ class SequenceClassifier(nn.Module):
         return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
 
 
+def window_weights(lengths: Tensor, positions_BL: Tensor, windows: int) -> Tensor:
+    """Share (B, W, L) float32 of each letter in each window; of a letter they sum to 1, at padding they are 0.
+
+    Windows overlap: a letter between the middles of two belongs to both, more to the nearer.
+
+    Parameters
+    ----------
+    lengths
+        Letters (B,) of each row.
+    positions_BL
+        Number of each letter in its row, from 0; negative at padding.
+    windows
+        W.
+    """
+    place_BL = (positions_BL + 0.5) * windows / lengths[:, None].clamp_min(1) - 0.5
+    middles_W = torch.arange(windows, device=positions_BL.device)[:, None]
+    weights_BWL = (1 - (place_BL.clamp(0, windows - 1)[:, None] - middles_W).abs()).clamp_min(0)
+    return weights_BWL * (positions_BL >= 0)[:, None]
+
+
 class HADForSequenceClassification(SequenceClassifier):
-    """A student with one linear layer on its mean-pooled features.
+    """A student with one linear layer on its features, averaged over the letters or over windows of them.
 
     Parameters
     ----------
@@ -228,11 +256,27 @@ class HADForSequenceClassification(SequenceClassifier):
     def __init__(self, config: HADClassifierConfig | None = None, student: HADModel | None = None) -> None:
         config = config or HADClassifierConfig()
         student = HADModel(config.student) if student is None else student
-        super().__init__(config, ("student", student), config.student.hidden_size, config.student.initializer_range)
+        width = config.student.hidden_size * config.windows
+        super().__init__(config, ("student", student), width, config.student.initializer_range)
+        if config.windows > 1:
+            # Equal weights for all windows: training starts from the mean over the letters.
+            with torch.no_grad():
+                self.head.weight.copy_(self.head.weight[:, : config.student.hidden_size].repeat(1, config.windows))
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none."""
+        """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none.
+
+        With several windows (B, W * D): the part of each window in that mean, the windows' sum.
+        """
         features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
+        if self.config.windows > 1:
+            real_BL = torch.ones(input_ids.shape, dtype=torch.int64, device=features_BLD.device)
+            if attention_mask is not None:
+                real_BL = (attention_mask != 0).long().to(features_BLD.device)
+            lengths = real_BL.sum(1)
+            positions_BL = torch.where(real_BL == 1, real_BL.cumsum(1) - 1, -1)
+            weights_BWL = window_weights(lengths, positions_BL, self.config.windows)
+            return (weights_BWL @ features_BLD).flatten(1) / lengths[:, None].clamp_min(1)
         if attention_mask is None:
             return features_BLD.mean(1)
         # Features are 0 at padding, so the sum is over the letters alone.

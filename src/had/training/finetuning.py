@@ -29,6 +29,7 @@ from had.training.finetuning_batches import collate
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData, load_data
+from had.training.finetuning_evidence import windows_of
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
 from had.training.finetuning_recipe import chosen_metric, schedule_epochs
@@ -181,8 +182,11 @@ def build_model(
             raise UserError(
                 f"{config.data}: all training values are {data.train.targets[0]:g}; there is nothing to learn"
             )
+    windows = 1
+    if not config.freeze:
+        windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions)
     heads = HADClassifierConfig(
-        data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config
+        data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config, windows
     )
     # The head's weights follow from the seed alone, not from how many numbers the student's took.
     torch.manual_seed(config.seed + 1)
@@ -300,6 +304,8 @@ def _run(
         "conjoin": result.model.config.conjoin,
         "conjoin_validation": result.conjoin_scores,
         "rc_augment": result.rc_augment,
+        "windows": model.config.windows,
+        "position_evidence": None if data.positions is None else data.positions._asdict(),
         "strand_evidence": None if result.strands is None else result.strands._asdict(),
         "model": config.model,
         "frozen": config.freeze,

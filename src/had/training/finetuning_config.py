@@ -62,3 +62,5 @@ class FinetuneConfig:
             raise UserError(
                 "a frozen student has no matrices for muon to train: leave --freeze or --optimizer muon out"
             )
+        if self.freeze and self.training.positions is True:
+            raise UserError("the head of a frozen student sees one mean: leave --freeze or training.positions out")

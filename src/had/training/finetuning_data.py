@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from had.baselines.evidence import Evidence
 from had.dna.alphabet import N
 from had.dna.labelled import SPLITS, DroppedRow, find_splits, usable_rows
 from had.dna.labelled_rows import class_files
@@ -42,6 +43,8 @@ class FinetuningData:
     """(n_test,) Whether the same letters, on either strand, are in the training rows or what was held out of them."""
     digests: dict[str, str]
     """sha256 of each file."""
+    positions: Evidence | None = None
+    """What positions tell of the labels, once a model was built for these rows."""
 
 
 def load_data(

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from had.baselines.strands import StrandEvidence, strand_evidence
+from had.baselines.evidence import Evidence
 from had.console import Progress
-from had.dna.alphabet import decode
 from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.finetuning_batches import Part, augmented, collate, make_batches, portions
+from had.training.finetuning_evidence import strands_of
 from had.training.finetuning_recipe import RATES, FitConfig, chosen_metric, schedule_epochs
 from had.training.finetuning_scores import (
     Diverged,
@@ -53,7 +53,7 @@ class FitResult(Generic[Classifier]):
     """Validation score by ``off`` and ``on``, where both were measured."""
     rc_augment: bool
     """Whether training rows were shown on either strand."""
-    strands: StrandEvidence | None
+    strands: Evidence | None
     """What that was decided by; None where it was asked for, or where too few rows could tell."""
     finished: bool
     """Whether the schedule ended (or stopped early), and was not interrupted by ``stop_after``."""
@@ -84,14 +84,6 @@ def _weights(task: str, targets: NDArray, n_classes: int, device: torch.device) 
     return torch.tensor(len(targets) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32, device=device)
 
 
-def _strand_evidence(task: str, train: Part) -> StrandEvidence | None:
-    """What the training rows say of their strand; the same for every seed."""
-    targets = train.targets
-    if task in ("binary", "multiclass"):
-        targets = targets[:, None] == np.unique(targets)[None]
-    return strand_evidence([decode(row) for row in train.codes], targets.reshape(len(train), -1))
-
-
 class Fit(Generic[Classifier]):
     """Fine-tunes one model; see `run`."""
 
@@ -116,7 +108,7 @@ class Fit(Generic[Classifier]):
             model.eval()
             for part in (train, valid):
                 part.features = pooled_features(model, part)
-        self.strands = _strand_evidence(model.config.task, train) if config.rc_augment == "auto" else None
+        self.strands = strands_of(model.config.task, train) if config.rc_augment == "auto" else None
         self.rc_augment = config.rc_augment is True or (
             config.rc_augment == "auto" and not (self.strands and self.strands.matters)
         )

@@ -56,6 +56,9 @@ class FitConfig:
     """Show each training row on either strand; auto: unless the strand tells something of the label."""
     shift: int = 2
     """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
+    positions: bool | Literal["auto"] = "auto"
+    """Let the head know where a feature stands: it sees the means of up to 64 windows apart, not one mean; auto: where
+    the position of letters tells something of the label. Not of a frozen student."""
     conjoin: Literal["off", "on", "auto"] = "auto"
     """Average the logits of both strands in prediction; auto: where validation is better with it."""
     class_weights: Literal["none", "balanced"] = "none"

@@ -1,0 +1,125 @@
+"""What the strand and the position of k-mers tell of labels: whether a model should be shown them.
+
+A promoter's TATA box stands 30 letters before the start of transcription and points towards it; an enhancer's sites may
+stand anywhere, on either strand. [ours]: asked of ridge regressions on k-mers, in seconds, on training rows alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
+
+from had.dna.alphabet import encode_bytes
+from had.dna.kmers import kmer_counts
+
+_KS = (3, 4, 5)
+_FOLDS = 5
+_PENALTIES = (0.25, 0.75, 2.5)
+"""Penalties per training row of standardised features."""
+_FEWEST = 200
+"""Rows below which nothing can be told."""
+_MOST = 4_000
+"""Rows, drawn at random, that are enough."""
+_CLEAR = 2.0
+"""Standard errors from which a difference counts."""
+
+Features = NDArray[np.float32]
+_Pair = Callable[[list[str]], tuple[Features, Features]]
+
+
+class Evidence(NamedTuple):
+    """How much better k-mers tell the labels where something more is known of them."""
+
+    gain: float
+    """Share of the squared error that goes away; negative where knowing more only adds noise."""
+    z: float
+    """The same difference in standard errors, paired by row."""
+    rows: int
+    """Rows looked at."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether the difference is clear."""
+        return self.z > _CLEAR
+
+
+def strand_evidence(sequences: Sequence[str], targets: NDArray, seed: int = 0) -> Evidence | None:
+    """Compare k-mers of one strand with those of both strands as one.
+
+    Parameters
+    ----------
+    sequences
+        n training sequences.
+    targets
+        What they are labelled with, (n, K): an indicator for each class, or the value.
+    seed
+        Of the draw of rows and of the folds.
+
+    Returns
+    -------
+    The comparison, in cross-validation; None where there are too few rows, or where all targets are equal.
+    """
+    return _compare(sequences, targets, seed, lambda texts: (_kmers(texts, True), _kmers(texts, False)))
+
+
+def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, seed: int = 0) -> Evidence | None:
+    """Compare k-mers wherever they stand with the same beside the pairs of letters in each of ``windows`` windows.
+
+    Parameters and result as `strand_evidence`. The windows are equal shares of each sequence, from its first letter on.
+    """
+
+    def features(texts: list[str]) -> tuple[Features, Features]:
+        anywhere = _kmers(texts, False)
+        return anywhere, np.concatenate([anywhere, _pairs_by_window(texts, windows)], axis=1)
+
+    return _compare(sequences, targets, seed, features)
+
+
+def _compare(sequences: Sequence[str], targets: NDArray, seed: int, features: _Pair) -> Evidence | None:
+    rng = np.random.default_rng([seed, 0x57A])
+    chosen = rng.permutation(len(sequences))[:_MOST]
+    wanted = np.asarray(targets, dtype=np.float64)[chosen]
+    if len(chosen) < _FEWEST or not (spread := wanted.std(axis=0)).any():
+        return None
+    wanted = (wanted - wanted.mean(axis=0)) / spread.max()
+    less, more = (_errors(found, wanted, seed) for found in features([sequences[i] for i in chosen]))
+    gained = less - more
+    error = gained.std() / len(gained) ** 0.5
+    gain = float(gained.mean() / less.mean()) if less.mean() > 0 else 0.0
+    return Evidence(gain, float(gained.mean() / error) if error > 0 else 0.0, len(chosen))
+
+
+def _kmers(sequences: Sequence[str], canonical: bool) -> Features:
+    """Roots of the k-mer counts, which tame repeats."""
+    counts = [kmer_counts(sequences, k, canonical=canonical).toarray() for k in _KS]
+    return np.sqrt(np.concatenate(counts, axis=1)).astype(np.float32)
+
+
+def _pairs_by_window(sequences: Sequence[str], windows: int) -> Features:
+    """Roots of the counts (n, windows * 16) of neighbouring letters, by the window that the first stands in."""
+    counts = np.zeros((len(sequences), windows * 16), dtype=np.float32)
+    for row, sequence in enumerate(sequences):
+        codes = encode_bytes(sequence.encode("ascii")).astype(np.int64)
+        first, second = codes[:-1], codes[1:]
+        known = (first < 4) & (second < 4)
+        window = np.arange(len(first)) * windows // max(1, len(first))
+        counts[row] = np.bincount((window * 16 + first * 4 + second)[known], minlength=windows * 16)
+    return np.sqrt(counts)
+
+
+def _errors(features: Features, targets: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Squared error (n,) of each row, when it was held out, under the best penalty."""
+    found = np.zeros((len(_PENALTIES), len(targets)))
+    for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(features):
+        scaler = StandardScaler().fit(features[train])
+        known, asked = scaler.transform(features[train]), scaler.transform(features[held])
+        for which, penalty in enumerate(_PENALTIES):
+            model = Ridge(penalty * len(train)).fit(known, targets[train])
+            predicted = np.asarray(model.predict(asked)).reshape(len(held), -1)
+            found[which, held] = ((predicted - targets[held]) ** 2).sum(axis=1)
+    best: NDArray[np.float64] = found[found.mean(axis=1).argmin()]
+    return best
