@@ -11,7 +11,7 @@ import torch
 
 from had.baselines import HiddenGroupBaselines, KmerLogisticRegression, KmerTable, MarkovModel, MeanVector
 from had.baselines import markov as markov_module
-from had.baselines.evidence import strand_evidence
+from had.baselines.evidence import position_evidence, strand_evidence
 from had.dna import alphabet
 from had.dna.labelled import read_splits
 from had.errors import UserError
@@ -357,6 +357,28 @@ def test_a_motif_of_one_strand_is_told_from_one_of_both(kind: str) -> None:
     assert clear.z > 5
     assert not neutral.matters
     assert neutral.rows == 600
+
+
+def test_a_motif_at_one_place_is_told_from_one_anywhere() -> None:
+    rng = np.random.default_rng(2)
+    wanted = rng.integers(0, 2, 600)
+    # Every row holds the motif: at letter 30, or at a random place.
+    fixed, anywhere = [], []
+    for text, w in zip(_random_texts(600), wanted, strict=True):
+        at = 30 if w else int(rng.integers(0, 80))
+        fixed.append(f"{text[:at]}TATAAA{text[at:]}")
+        at = int(rng.integers(0, 80))
+        anywhere.append(f"{text[:at]}TATAAA{text[at:]}" if w else text)
+    targets = wanted[:, None] == np.arange(2)
+    clear, none = position_evidence(fixed, targets, 20), position_evidence(anywhere, targets, 20)
+    assert clear is not None
+    assert none is not None
+    assert clear.matters
+    assert clear.z > 5
+    assert not none.matters
+    # Rows shorter than the windows, and without letters, are no fault.
+    short = position_evidence(["A", "", "N" * 50, "acgtu", "RYK"] * 120, targets, 20)
+    assert short is not None
 
 
 def test_nothing_is_said_of_few_rows_or_of_equal_targets() -> None:

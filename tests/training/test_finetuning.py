@@ -158,6 +158,29 @@ def test_few_rows_are_passed_over_more_often(tmp_path: Path) -> None:
         FitConfig(epochs=0)
 
 
+@pytest.mark.parametrize("anchored", [True, False])
+def test_the_head_knows_positions_where_they_tell_something(tmp_path: Path, anchored: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(300):
+        codes = rng.integers(0, 4, 60).astype(np.uint8)
+        start = 12 if i % 2 and anchored else int(rng.integers(0, 52))
+        codes[start : start + 8] = encode_bytes(b"TATAAAAG" if i % 2 or anchored else b"GCCGGCGG")
+        rows.append(f"{decode(codes)},{'a' if i % 2 else 'b'}")
+    data = write_rows(tmp_path / "a.csv", rows)
+    made = config(data, training=dataclasses.replace(QUICK, epochs=1))
+    report = finetune(made, tmp_path / "run", OPTIONS)
+    assert report["windows"] == (15 if anchored else 1)
+    assert (report["position_evidence"]["z"] > 2) is anchored
+    assert had.load(tmp_path / "run").config.windows == report["windows"]
+    said = f"The head sees {'the means of 15 windows' if anchored else 'one mean over all letters'}"
+    assert said in (tmp_path / "run/model/README.md").read_text()
+    frozen = finetune(dataclasses.replace(made, freeze=True), tmp_path / "frozen", OPTIONS)
+    assert (frozen["windows"], frozen["position_evidence"]) == (1, None)
+    with pytest.raises(UserError, match=r"leave --freeze or training\.positions out"):
+        config(data, freeze=True, training=FitConfig(positions=True))
+
+
 @pytest.mark.parametrize("oriented", [True, False])
 def test_rows_keep_their_strand_where_it_tells_something(tmp_path: Path, oriented: bool) -> None:
     rng = np.random.default_rng(0)

@@ -66,7 +66,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         if "test" in facts["scores"]
         else "- There were no test rows.",
         *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
-        f"- {facts['strands'][0].upper()}{facts['strands'][1:]}.",
+        *(f"- {said[0].upper()}{said[1:]}." for said in facts["shown"]),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
         f"({facts['conjoin_reason']}). Seed {facts['seed']}; epoch {facts['epoch']} of "
         f"{facts['epochs']} was kept.",

@@ -83,22 +83,26 @@ def summary(report: dict[str, Any], folder: Path) -> list[str]:
             lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
     if "test" not in report:
         lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
-    lines.append(strand_sentence(report))
+    lines += evidence_sentences(report)
     lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
     return lines
 
 
-def strand_sentence(report: Mapping[str, Any]) -> str:
-    """Which strand training showed, and why."""
+def evidence_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Which strand training showed, what the head sees of positions, and why."""
     shown = "on either strand" if report["rc_augment"] else "on the strand they are given"
-    found = report["strand_evidence"]
+    seen = f"the means of {report['windows']} windows" if report["windows"] > 1 else "one mean over all letters"
+    return [
+        f"training showed rows {shown}{_why('where strands are kept apart', report['strand_evidence'])}",
+        f"the head sees {seen}{_why('where their position is known, too,', report['position_evidence'])}",
+    ]
+
+
+def _why(where: str, found: Mapping[str, float] | None) -> str:
     if found is None:
-        return f"training showed rows {shown}"
+        return ""
     said = "less" if found["gain"] >= 0 else "more"
-    return (
-        f"training showed rows {shown}: where strands are kept apart, k-mers err {abs(found['gain']):.1%} {said} "
-        f"({found['z']:+.1f} standard errors)"
-    )
+    return f": {where} k-mers err {abs(found['gain']):.1%} {said} ({found['z']:+.1f} standard errors)"
 
 
 def json_ready(value: Any) -> Any:
@@ -153,7 +157,7 @@ def write_card(
         "scores": {name: report[name] for name in _SCORES if name in report},
         "epoch": report["best_epoch"],
         "epochs": report["epochs"],
-        "strands": strand_sentence(report),
+        "shown": evidence_sentences(report),
         "conjoin": report["conjoin"],
         "conjoin_reason": reason,
         "training": to_dict(config.training),
