@@ -67,14 +67,14 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, seed: int = 0) -
 
 
 def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, seed: int = 0) -> Evidence | None:
-    """Compare k-mers wherever they stand with the same beside the pairs of letters in each of ``windows`` windows.
+    """Compare k-mers wherever they stand with the same beside the letters in each of ``windows`` windows.
 
     Parameters and result as `strand_evidence`. The windows are equal shares of each sequence, from its first letter on.
     """
 
     def features(texts: list[str]) -> tuple[Features, Features]:
         anywhere = _kmers(texts, False)
-        return anywhere, np.concatenate([anywhere, _pairs_by_window(texts, windows)], axis=1)
+        return anywhere, np.concatenate([anywhere, _letters_by_window(texts, windows)], axis=1)
 
     return _compare(sequences, targets, seed, features)
 
@@ -99,15 +99,13 @@ def _kmers(sequences: Sequence[str], canonical: bool) -> Features:
     return np.sqrt(np.concatenate(counts, axis=1)).astype(np.float32)
 
 
-def _pairs_by_window(sequences: Sequence[str], windows: int) -> Features:
-    """Roots of the counts (n, windows * 16) of neighbouring letters, by the window that the first stands in."""
-    counts = np.zeros((len(sequences), windows * 16), dtype=np.float32)
+def _letters_by_window(sequences: Sequence[str], windows: int) -> Features:
+    """Roots of the counts (n, windows * 4) of letters, by the window that they stand in."""
+    counts = np.zeros((len(sequences), windows * 4), dtype=np.float32)
     for row, sequence in enumerate(sequences):
         codes = encode_bytes(sequence.encode("ascii")).astype(np.int64)
-        first, second = codes[:-1], codes[1:]
-        known = (first < 4) & (second < 4)
-        window = np.arange(len(first)) * windows // max(1, len(first))
-        counts[row] = np.bincount((window * 16 + first * 4 + second)[known], minlength=windows * 16)
+        window = np.arange(len(codes)) * windows // max(1, len(codes))
+        counts[row] = np.bincount((window * 4 + codes)[codes < 4], minlength=windows * 4)
     return np.sqrt(counts)
 
 

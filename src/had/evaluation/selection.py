@@ -210,7 +210,7 @@ def _choose_fitted(
                 "lr": config.lr,
                 "conjoin": result.model.config.conjoin,
                 "rc_augment": result.rc_augment,
-                "windows": getattr(result.model.config, "windows", 1),
+                "windows": getattr(result.model.config, "windows", 0),
             }
             best = key, number, _FittedModel(result.model, facts)
     if best is None:
@@ -271,7 +271,7 @@ def _fitted_notes(facts: dict[str, Any], tried: dict[str, float], seed: int) -> 
         f"epoch {facts['epoch']} of {facts['epochs']}"
         + (", strands averaged" if facts["conjoin"] else ", one strand")
         + ("" if facts["rc_augment"] else ", trained on one strand")
-        + (f", {facts['windows']} windows" if facts["windows"] > 1 else "")
+        + (f", {facts['windows']} windows" if facts["windows"] else "")
     )
     return notes
 

@@ -64,14 +64,14 @@ class HADClassifierConfig(HeadConfig):
 
     student: HADConfig = field(default_factory=HADConfig)
     """Sizes of the student."""
-    windows: int = 1
-    """Equal shares of each sequence that are averaged apart, so that the head knows where a feature stands; 1: none."""
+    windows: int = 0
+    """Equal shares of each sequence that the head also sees apart, so that it knows where a feature stands; 0: none."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning with a ValueError."""
         super().__post_init__()
-        if self.windows < 1:
-            raise ValueError(f"windows must be at least 1; got {self.windows}")
+        if self.windows < 0:
+            raise ValueError(f"windows must not be negative; got {self.windows}")
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, as ``config.json`` holds them."""
@@ -219,24 +219,23 @@ class SequenceClassifier(nn.Module):
         return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
 
 
-def window_weights(lengths: Tensor, positions_BL: Tensor, windows: int) -> Tensor:
-    """Share (B, W, L) float32 of each letter in each window; of a letter they sum to 1, at padding they are 0.
+def window_weights(real_BL: Tensor, windows: int) -> Tensor:
+    """Share (B, W, L) of each letter in each window; of a letter they sum to 1, at padding they are 0.
 
-    Windows overlap: a letter between the middles of two belongs to both, more to the nearer.
+    Windows overlap: a letter between the middles of two belongs to both, more to the nearer. As many windows as letters
+    are the letters themselves.
 
     Parameters
     ----------
-    lengths
-        Letters (B,) of each row.
-    positions_BL
-        Number of each letter in its row, from 0; negative at padding.
+    real_BL
+        1.0 at letters, 0.0 at padding, which may stand on either side.
     windows
         W.
     """
-    place_BL = (positions_BL + 0.5) * windows / lengths[:, None].clamp_min(1) - 0.5
-    middles_W = torch.arange(windows, device=positions_BL.device)[:, None]
+    place_BL = (real_BL.cumsum(1) - 0.5) * windows / real_BL.sum(1, keepdim=True).clamp_min(1) - 0.5
+    middles_W = torch.arange(windows, device=real_BL.device)[:, None]
     weights_BWL = (1 - (place_BL.clamp(0, windows - 1)[:, None] - middles_W).abs()).clamp_min(0)
-    return weights_BWL * (positions_BL >= 0)[:, None]
+    return weights_BWL * real_BL[:, None]
 
 
 class HADForSequenceClassification(SequenceClassifier):
@@ -256,31 +255,32 @@ class HADForSequenceClassification(SequenceClassifier):
     def __init__(self, config: HADClassifierConfig | None = None, student: HADModel | None = None) -> None:
         config = config or HADClassifierConfig()
         student = HADModel(config.student) if student is None else student
-        width = config.student.hidden_size * config.windows
-        super().__init__(config, ("student", student), width, config.student.initializer_range)
-        if config.windows > 1:
-            # Equal weights for all windows: training starts from the mean over the letters.
-            with torch.no_grad():
-                self.head.weight.copy_(self.head.weight[:, : config.student.hidden_size].repeat(1, config.windows))
+        width = config.student.hidden_size
+        super().__init__(config, ("student", student), width * (1 + config.windows), config.student.initializer_range)
+        # Training starts from the mean over the letters.
+        nn.init.zeros_(self.head.weight[:, width:])
 
     def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none.
 
-        With several windows (B, W * D): the part of each window in that mean, the windows' sum.
+        With windows (B, D + W * D): behind the mean what each window differs from it, divided by √W so that one learning
+        rate suits both parts.
         """
         features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
-        if self.config.windows > 1:
-            real_BL = torch.ones(input_ids.shape, dtype=torch.int64, device=features_BLD.device)
-            if attention_mask is not None:
-                real_BL = (attention_mask != 0).long().to(features_BLD.device)
-            lengths = real_BL.sum(1)
-            positions_BL = torch.where(real_BL == 1, real_BL.cumsum(1) - 1, -1)
-            weights_BWL = window_weights(lengths, positions_BL, self.config.windows)
-            return (weights_BWL @ features_BLD).flatten(1) / lengths[:, None].clamp_min(1)
         if attention_mask is None:
-            return features_BLD.mean(1)
+            real_BL = torch.ones(features_BLD.shape[:2], device=features_BLD.device)
+        else:
+            real_BL = (attention_mask != 0).to(features_BLD)
+        letters_B1 = real_BL.sum(1, keepdim=True).clamp_min(1)
         # Features are 0 at padding, so the sum is over the letters alone.
-        return features_BLD.sum(1) / (attention_mask != 0).sum(1, keepdim=True).clamp_min(1).to(features_BLD.device)
+        mean_BD = features_BLD.sum(1) / letters_B1
+        if not self.config.windows:
+            return mean_BD
+        weights_BWL = window_weights(real_BL, self.config.windows)
+        apart_BWD = weights_BWL @ features_BLD - weights_BWL.sum(2, keepdim=True) * mean_BD[:, None]
+        # A row of fewer letters than windows fills them in part.
+        apart_BWD = apart_BWD / (letters_B1 / self.config.windows).clamp_min(1)[..., None]
+        return torch.cat([mean_BD, apart_BWD.flatten(1) / self.config.windows**0.5], 1)
 
     def predict(
         self, sequences: Sequence[str], batch_size: int = 32, both_strands: bool | None = None

@@ -182,7 +182,7 @@ def build_model(
             raise UserError(
                 f"{config.data}: all training values are {data.train.targets[0]:g}; there is nothing to learn"
             )
-    windows = 1
+    windows = 0
     if not config.freeze:
         windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions)
     heads = HADClassifierConfig(

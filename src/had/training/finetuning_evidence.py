@@ -7,8 +7,7 @@ from had.baselines.evidence import Evidence, position_evidence, strand_evidence
 from had.dna.alphabet import decode
 from had.training.finetuning_batches import Part
 
-_LETTERS_PER_WINDOW = 4
-_MOST_WINDOWS = 64
+_MOST_WINDOWS = 512
 
 
 def strands_of(task: str, train: Part) -> Evidence | None:
@@ -17,7 +16,9 @@ def strands_of(task: str, train: Part) -> Evidence | None:
 
 
 def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidence | None]:
-    """Windows of the head: 1 for one mean over the letters, and what decided it.
+    """Windows of the head, 0 for the mean over the letters alone, and what decided it.
+
+    One window a letter of the median row, 512 at most.
 
     Parameters
     ----------
@@ -26,13 +27,13 @@ def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidenc
     wanted
         True, False, or ``auto``: where positions tell something of the labels.
     """
-    windows = min(_MOST_WINDOWS, int(np.median(train.lengths)) // _LETTERS_PER_WINDOW)
+    windows = min(_MOST_WINDOWS, int(np.median(train.lengths)))
     if not wanted or windows < 2:
-        return 1, None
+        return 0, None
     if wanted is True:
         return windows, None
     found = position_evidence([decode(row) for row in train.codes], _targets(task, train), windows)
-    return (windows if found is not None and found.matters else 1), found
+    return (windows if found is not None and found.matters else 0), found
 
 
 def _targets(task: str, train: Part) -> NDArray:

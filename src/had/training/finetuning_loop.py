@@ -130,6 +130,8 @@ class Fit(Generic[Classifier]):
             raise UserError("nothing that is trained here is a weight matrix of a layer: use the optimizer adamw")
         muon = replace(schedule, lr=lr if config.muon_lr is None else config.muon_lr)
         self.schedules = [schedule, muon][: len(self.optimizers)]
+        # A head that knows positions must not have them moved.
+        self.shift = 0 if getattr(model.config, "windows", 0) else config.shift
         self.class_weights = None
         if config.class_weights == "balanced":
             self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
@@ -219,7 +221,7 @@ class Fit(Generic[Classifier]):
         for number, batch in enumerate(make_batches(self.train.lengths, config.batch_size, rng)):
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            cut = int(rng.integers(0, config.shift + 1))
+            cut = int(rng.integers(0, self.shift + 1))
             batch_loss = 0.0
             for chosen in self._passes(batch):
                 with self._autocast():

@@ -55,10 +55,11 @@ class FitConfig:
     rc_augment: bool | Literal["auto"] = "auto"
     """Show each training row on either strand; auto: unless the strand tells something of the label."""
     shift: int = 2
-    """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole."""
+    """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole,
+    and all rows where the head knows positions."""
     positions: bool | Literal["auto"] = "auto"
-    """Let the head know where a feature stands: it sees the means of up to 64 windows apart, not one mean; auto: where
-    the position of letters tells something of the label. Not of a frozen student."""
+    """Let the head know where a feature stands: beside the mean over all letters it sees each letter's place (windows,
+    where rows are longer than 512), and rows are not shifted; auto: where positions tell something of the label."""
     conjoin: Literal["off", "on", "auto"] = "auto"
     """Average the logits of both strands in prediction; auto: where validation is better with it."""
     class_weights: Literal["none", "balanced"] = "none"

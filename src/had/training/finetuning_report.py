@@ -91,7 +91,9 @@ def summary(report: dict[str, Any], folder: Path) -> list[str]:
 def evidence_sentences(report: Mapping[str, Any]) -> list[str]:
     """Which strand training showed, what the head sees of positions, and why."""
     shown = "on either strand" if report["rc_augment"] else "on the strand they are given"
-    seen = f"the means of {report['windows']} windows" if report["windows"] > 1 else "one mean over all letters"
+    seen = "one mean over all letters"
+    if report["windows"]:
+        seen = f"{report['windows']} windows beside the mean over all letters, and training no shifts"
     return [
         f"training showed rows {shown}{_why('where strands are kept apart', report['strand_evidence'])}",
         f"the head sees {seen}{_why('where their position is known, too,', report['position_evidence'])}",
