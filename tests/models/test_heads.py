@@ -25,7 +25,7 @@ def other_strand(text: str) -> str:
     return decode(reverse_complement(np.array(["ACGTN".index(c) for c in text], dtype=np.uint8)))
 
 
-@pytest.fixture(params=[1, 6])
+@pytest.fixture(params=[0, 6])
 def model(request: pytest.FixtureRequest) -> HADForSequenceClassification:
     torch.manual_seed(0)
     config = HADClassifierConfig("multiclass", ["a", "b", "c"], student=SMALL, windows=request.param)
@@ -52,9 +52,7 @@ def test_pooling_is_the_mean_over_real_letters(model) -> None:
     texts = [sequence(9, 1), sequence(30, 2)]
     batch = NucleotideTokenizer()(texts)
     pooled = model.pool(torch.as_tensor(batch["input_ids"]), torch.as_tensor(batch["attention_mask"]))
-    # Each letter belongs to the windows by shares that sum to 1, so the windows sum to the mean.
-    pooled = pooled.view(2, model.config.windows, -1).sum(1)
-    np.testing.assert_allclose(pooled.detach().numpy(), model.student.embed(texts), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pooled[:, :16].detach().numpy(), model.student.embed(texts), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -64,24 +62,28 @@ def test_windows_are_those_of_a_loop_over_letters(side) -> None:
     texts = [sequence(length, length) for length in (1, 3, 4, 21, 50)]
     batch = NucleotideTokenizer()(texts, padding_side=side, return_tensors="pt")
     with torch.no_grad():
-        pooled = model.pool(batch["input_ids"], batch["attention_mask"]).view(len(texts), 4, -1)
+        pooled = model.pool(batch["input_ids"], batch["attention_mask"])[:, 16:].view(len(texts), 4, 16)
     for row, text in enumerate(texts):
         features = model.student.embed([text], pooling="none")[0]
+        features = features - features.mean(0)
         expected = np.zeros((4, 16))
         for i, feature in enumerate(features):
             # Middles of the windows lie at 1/8, 3/8, 5/8 and 7/8 of the sequence.
             place = min(max((i + 0.5) / len(text) * 4 - 0.5, 0), 3)
             left = int(place)
-            expected[left] += (1 - (place - left)) * feature / len(text)
+            expected[left] += (1 - (place - left)) * feature
             if left < 3:
-                expected[left + 1] += (place - left) * feature / len(text)
+                expected[left + 1] += (place - left) * feature
+        expected /= max(len(text) / 4, 1) * 2
         np.testing.assert_allclose(pooled[row].numpy(), expected, rtol=1e-4, atol=1e-6)
+        if len(text) == 4:
+            np.testing.assert_allclose(pooled[row].numpy(), features / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_fresh_head_of_windows_starts_from_the_mean_and_is_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = HADForSequenceClassification(HADClassifierConfig(student=SMALL, windows=5)).eval()
-    assert model.head.weight.shape == (2, 5 * 16)
+    assert model.head.weight.shape == (2, 6 * 16)
     text = sequence(33, 1)
     with torch.no_grad():
         logits = model(NucleotideTokenizer()([text])["input_ids"]).logits[0]
@@ -92,8 +94,8 @@ def test_a_fresh_head_of_windows_starts_from_the_mean_and_is_saved(tmp_path: Pat
     again = HADForSequenceClassification.from_pretrained(tmp_path / "model")
     assert again.config.windows == 5
     np.testing.assert_array_equal(again.predict([text]), model.predict([text]))
-    with pytest.raises(ValueError, match="windows must be at least 1"):
-        HADClassifierConfig(windows=0)
+    with pytest.raises(ValueError, match="windows must not be negative"):
+        HADClassifierConfig(windows=-1)
 
 
 def test_conjoined_logits_are_the_mean_of_both_strands_and_equal_on_both(model) -> None:

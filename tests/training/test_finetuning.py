@@ -170,13 +170,13 @@ def test_the_head_knows_positions_where_they_tell_something(tmp_path: Path, anch
     data = write_rows(tmp_path / "a.csv", rows)
     made = config(data, training=dataclasses.replace(QUICK, epochs=1))
     report = finetune(made, tmp_path / "run", OPTIONS)
-    assert report["windows"] == (15 if anchored else 1)
+    assert report["windows"] == (60 if anchored else 0)
     assert (report["position_evidence"]["z"] > 2) is anchored
     assert had.load(tmp_path / "run").config.windows == report["windows"]
-    said = f"The head sees {'the means of 15 windows' if anchored else 'one mean over all letters'}"
+    said = f"The head sees {'60 windows beside the mean over all letters' if anchored else 'one mean over all letters'}"
     assert said in (tmp_path / "run/model/README.md").read_text()
     frozen = finetune(dataclasses.replace(made, freeze=True), tmp_path / "frozen", OPTIONS)
-    assert (frozen["windows"], frozen["position_evidence"]) == (1, None)
+    assert (frozen["windows"], frozen["position_evidence"]) == (0, None)
     with pytest.raises(UserError, match=r"leave --freeze or training\.positions out"):
         config(data, freeze=True, training=FitConfig(positions=True))
 

@@ -24,7 +24,7 @@ _FEWEST = 200
 """Rows below which nothing can be told."""
 _MOST = 4_000
 """Rows, drawn at random, that are enough."""
-_CLEAR = 2.0
+_CLEAR = 3.0
 """Standard errors from which a difference counts."""
 
 Features = NDArray[np.float32]
@@ -47,7 +47,7 @@ class Evidence(NamedTuple):
         return self.z > _CLEAR
 
 
-def strand_evidence(sequences: Sequence[str], targets: NDArray, seed: int = 0) -> Evidence | None:
+def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0, seed: int = 0) -> Evidence | None:
     """Compare k-mers of one strand with those of both strands as one.
 
     Parameters
@@ -56,6 +56,9 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, seed: int = 0) -
         n training sequences.
     targets
         What they are labelled with, (n, K): an indicator for each class, or the value.
+    windows
+        Above 0: the letters in so many equal shares of each sequence stand beside the k-mers, as one strand has them,
+        or as the mean of both.
     seed
         Of the draw of rows and of the folds.
 
@@ -63,18 +66,35 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, seed: int = 0) -
     -------
     The comparison, in cross-validation; None where there are too few rows, or where all targets are equal.
     """
-    return _compare(sequences, targets, seed, lambda texts: (_kmers(texts, True), _kmers(texts, False)))
+
+    def features(texts: list[str]) -> tuple[Features, Features]:
+        both, one = _kmers(texts, True), _kmers(texts, False)
+        if windows:
+            placed = _letters_by_window(texts, windows)
+            # Codes are in the order A, C, G, T: the other strand has both axes turned.
+            turned = placed.reshape(-1, windows, 4)[:, ::-1, ::-1].reshape(placed.shape)
+            both, one = np.concatenate([both, (placed + turned) / 2], axis=1), np.concatenate([one, placed], axis=1)
+        return both, one
+
+    return _compare(sequences, targets, seed, features)
 
 
 def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, seed: int = 0) -> Evidence | None:
-    """Compare k-mers wherever they stand with the same beside the letters in each of ``windows`` windows.
+    """Compare letters at their places with the same letters turned about, in both cases beside the k-mers.
 
-    Parameters and result as `strand_evidence`. The windows are equal shares of each sequence, from its first letter on.
+    Each row of the control is rotated by a random number of letters: its composition stays, its places go.
+    Parameters and result as `strand_evidence`; ``windows`` are equal shares of each sequence, from its first letter on.
     """
+    rng = np.random.default_rng([seed, 0x905])
 
     def features(texts: list[str]) -> tuple[Features, Features]:
         anywhere = _kmers(texts, False)
-        return anywhere, np.concatenate([anywhere, _letters_by_window(texts, windows)], axis=1)
+        cuts = [int(rng.integers(0, len(text) + 1)) for text in texts]
+        rotated = [text[cut:] + text[:cut] for text, cut in zip(texts, cuts, strict=True)]
+        turned, placed = (
+            np.concatenate([anywhere, _letters_by_window(rows, windows)], axis=1) for rows in (rotated, texts)
+        )
+        return turned, placed
 
     return _compare(sequences, targets, seed, features)
 

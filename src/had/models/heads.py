@@ -263,8 +263,8 @@ class HADForSequenceClassification(SequenceClassifier):
     def pool(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Mean (B, D) float32 of the student's features over the real letters of each row; 0 for a row of none.
 
-        With windows (B, D + W * D): behind the mean what each window differs from it, divided by √W so that one learning
-        rate suits both parts.
+        With windows (B, D + W * D): behind the mean what each window differs from it, divided by √W so that one
+        learning rate suits both parts.
         """
         features_BLD = self.student(input_ids, attention_mask).last_hidden_state.float()
         if attention_mask is None:

@@ -10,9 +10,9 @@ from had.training.finetuning_batches import Part
 _MOST_WINDOWS = 512
 
 
-def strands_of(task: str, train: Part) -> Evidence | None:
-    """Whether the strand on which rows are given tells something of their labels."""
-    return strand_evidence([decode(row) for row in train.codes], _targets(task, train))
+def strands_of(task: str, train: Part, windows: int) -> Evidence | None:
+    """Whether the strand on which rows are given tells something of their labels; ``windows`` are the head's."""
+    return strand_evidence([decode(row) for row in train.codes], _targets(task, train), windows)
 
 
 def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidence | None]:

@@ -108,7 +108,10 @@ class Fit(Generic[Classifier]):
             model.eval()
             for part in (train, valid):
                 part.features = pooled_features(model, part)
-        self.strands = strands_of(model.config.task, train) if config.rc_augment == "auto" else None
+        windows = getattr(model.config, "windows", 0)
+        # A head that knows positions must not have them moved.
+        self.shift = 0 if windows else config.shift
+        self.strands = strands_of(model.config.task, train, windows) if config.rc_augment == "auto" else None
         self.rc_augment = config.rc_augment is True or (
             config.rc_augment == "auto" and not (self.strands and self.strands.matters)
         )
@@ -130,8 +133,6 @@ class Fit(Generic[Classifier]):
             raise UserError("nothing that is trained here is a weight matrix of a layer: use the optimizer adamw")
         muon = replace(schedule, lr=lr if config.muon_lr is None else config.muon_lr)
         self.schedules = [schedule, muon][: len(self.optimizers)]
-        # A head that knows positions must not have them moved.
-        self.shift = 0 if getattr(model.config, "windows", 0) else config.shift
         self.class_weights = None
         if config.class_weights == "balanced":
             self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
