@@ -160,6 +160,7 @@ def write_card(
         "epoch": report["best_epoch"],
         "epochs": report["epochs"],
         "shown": evidence_sentences(report),
+        "anchored": report["windows"] > 0,
         "conjoin": report["conjoin"],
         "conjoin_reason": reason,
         "training": to_dict(config.training),
