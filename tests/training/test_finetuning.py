@@ -174,7 +174,9 @@ def test_the_head_knows_positions_where_they_tell_something(tmp_path: Path, anch
     assert (report["position_evidence"]["z"] > 2) is anchored
     assert had.load(tmp_path / "run").config.windows == report["windows"]
     said = f"The head sees {'60 windows beside the mean over all letters' if anchored else 'one mean over all letters'}"
-    assert said in (tmp_path / "run/model/README.md").read_text()
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert said in card
+    assert ("cut around the same anchor" in card) is anchored
     frozen = finetune(dataclasses.replace(made, freeze=True), tmp_path / "frozen", OPTIONS)
     assert (frozen["windows"], frozen["position_evidence"]) == (0, None)
     with pytest.raises(UserError, match=r"leave --freeze or training\.positions out"):

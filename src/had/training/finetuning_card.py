@@ -67,10 +67,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         else "- There were no test rows.",
         *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
         *(f"- {said[0].upper()}{said[1:]}." for said in facts["shown"]),
-        *(
-            ["- Give it sequences cut around the same anchor as the training rows: it knows places."]
-            * facts["anchored"]
-        ),
+        *(["- Give it sequences cut around the same anchor as the training rows."] if facts["anchored"] else []),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
         f"({facts['conjoin_reason']}). Seed {facts['seed']}; epoch {facts['epoch']} of "
         f"{facts['epochs']} was kept.",
