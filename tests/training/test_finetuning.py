@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import had
+from had.baselines.evidence import Evidence
 from had.dna.alphabet import decode, encode_bytes, reverse_complement
 from had.dna.labelled_tasks import Task
 from had.errors import UserError
 from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
+from had.training import finetuning_loop
 from had.training.finetuning import finetune
 from had.training.finetuning_batches import augmented, collate, make_batches, portions
 from had.training.finetuning_config import FinetuneConfig
@@ -156,6 +158,24 @@ def test_few_rows_are_passed_over_more_often(tmp_path: Path) -> None:
     assert Fit(model, data.train, data.valid, FitConfig(batch_size=4), seed=0).total == 150
     with pytest.raises(UserError, match="epochs must be at least 1"):
         FitConfig(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("z", "without", "with_windows"), [(4.0, False, False), (0.0, True, False), (-4.0, True, True)]
+)
+def test_rows_are_shown_on_either_strand_unless_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, z: float, without: bool, with_windows: bool
+) -> None:
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+    monkeypatch.setattr(finetuning_loop, "strands_of", lambda *_: Evidence(0.1, z, 300))
+    for windows, expected in ((0, without), (8, with_windows)):
+        heads = HADClassifierConfig("binary", ["poor", "rich"], student=SMALL, windows=windows)
+        fit = Fit(HADForSequenceClassification(heads), data.train, data.valid, FitConfig(epochs=1), seed=0)
+        assert fit.rc_augment is expected
+        assert fit.shift == (0 if windows else 2)
+        model = HADForSequenceClassification(heads)
+        asked = Fit(model, data.train, data.valid, FitConfig(epochs=1, rc_augment=not expected), seed=0)
+        assert asked.rc_augment is not expected
 
 
 @pytest.mark.parametrize("anchored", [True, False])

@@ -43,8 +43,13 @@ class Evidence(NamedTuple):
 
     @property
     def matters(self) -> bool:
-        """Whether the difference is clear."""
+        """Whether knowing more is clearly better."""
         return self.z > _CLEAR
+
+    @property
+    def hurts(self) -> bool:
+        """Whether knowing more is clearly worse: it only adds noise."""
+        return self.z < -_CLEAR
 
 
 def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0, seed: int = 0) -> Evidence | None:

@@ -112,9 +112,13 @@ class Fit(Generic[Classifier]):
         # A head that knows positions must not have them moved.
         self.shift = 0 if windows else config.shift
         self.strands = strands_of(model.config.task, train, windows) if config.rc_augment == "auto" else None
-        self.rc_augment = config.rc_augment is True or (
-            config.rc_augment == "auto" and not (self.strands and self.strands.matters)
-        )
+        if config.rc_augment != "auto":
+            self.rc_augment = config.rc_augment
+        elif windows:
+            # Rows that are cut around an anchor mostly have a direction.
+            self.rc_augment = self.strands is not None and self.strands.hurts
+        else:
+            self.rc_augment = self.strands is None or not self.strands.matters
         # With a frozen student the average is of the head alone, but one module keeps all of it simple.
         self.shadow = copy.deepcopy(model).eval().requires_grad_(False)
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)

@@ -53,7 +53,8 @@ class FitConfig:
     ema: float = 0.99
     """Decay of the average of weights that is validated and saved, reached gradually; 0: the weights as they are."""
     rc_augment: bool | Literal["auto"] = "auto"
-    """Show each training row on either strand; auto: unless the strand tells something of the label."""
+    """Show each training row on either strand; auto: unless the strand tells something of the label, and where the head
+    knows positions only if strands clearly tell nothing."""
     shift: int = 2
     """Letters cut off each training row, left and right in random shares; rows shorter than 8 times that stay whole,
     and all rows where the head knows positions."""
