@@ -19,7 +19,7 @@ from had.errors import UserError
 from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
-from had.training import finetuning_loop
+from had.training import finetuning_evidence, finetuning_loop
 from had.training.finetuning import finetune
 from had.training.finetuning_batches import augmented, collate, make_batches, portions
 from had.training.finetuning_config import FinetuneConfig
@@ -158,6 +158,29 @@ def test_few_rows_are_passed_over_more_often(tmp_path: Path) -> None:
     assert Fit(model, data.train, data.valid, FitConfig(batch_size=4), seed=0).total == 150
     with pytest.raises(UserError, match="epochs must be at least 1"):
         FitConfig(epochs=0)
+
+
+def test_equal_rows_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        finetuning_evidence, "position_evidence", lambda *given: asked.append(given) or Evidence(0.1, 5.0, 300)
+    )
+    finetuning_evidence._positions.cache_clear()
+    rows = two_classes(24)
+    for name in ("a", "b"):
+        train = load_data(write_rows(tmp_path / f"{name}.csv", rows)).train
+        windows, found = finetuning_evidence.windows_of("binary", train, "auto")
+        assert found is not None
+        assert windows == int(np.median(train.lengths))
+    assert len(asked) == 1
+    # One letter, or one label, makes other rows.
+    for other in (rows[1:], [rows[0].replace("poor", "rich"), *rows[1:]]):
+        train = load_data(write_rows(tmp_path / "c.csv", other)).train
+        finetuning_evidence.windows_of("binary", train, "auto")
+    assert len(asked) == 3
+    assert finetuning_evidence.windows_of("binary", train, False) == (0, None)
+    assert finetuning_evidence.windows_of("binary", train, True)[0] > 0
+    finetuning_evidence._positions.cache_clear()
 
 
 @pytest.mark.parametrize(
