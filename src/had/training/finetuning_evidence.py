@@ -61,11 +61,11 @@ def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidenc
     return (windows if found is not None and found.matters else 0), found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _strands(rows: _Rows, windows: int) -> Evidence | None:
     return strand_evidence(rows.sequences(), rows.targets, windows)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _positions(rows: _Rows, windows: int) -> Evidence | None:
     return position_evidence(rows.sequences(), rows.targets, windows)
