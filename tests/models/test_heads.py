@@ -55,8 +55,11 @@ def test_pooling_is_the_mean_over_real_letters(model) -> None:
     np.testing.assert_allclose(pooled[:, :16].detach().numpy(), model.student.embed(texts), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shares", [2**25, 64])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_windows_are_those_of_a_loop_over_letters(side) -> None:
+def test_windows_are_those_of_a_loop_over_letters(side, shares, monkeypatch) -> None:
+    # Few shares at a time: the table of five rows and four windows is made of three letters after three letters.
+    monkeypatch.setattr("had.models.heads._SHARES", shares)
     torch.manual_seed(0)
     model = HADForSequenceClassification(HADClassifierConfig(student=SMALL, windows=4)).eval()
     texts = [sequence(length, length) for length in (1, 3, 4, 21, 50)]

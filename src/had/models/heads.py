@@ -219,23 +219,39 @@ class SequenceClassifier(nn.Module):
         return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
 
 
-def window_weights(real_BL: Tensor, windows: int) -> Tensor:
-    """Share (B, W, L) of each letter in each window; of a letter they sum to 1, at padding they are 0.
+_SHARES = 2**25
+"""Numbers of the table of `window_sums` that are held at a time."""
 
-    Windows overlap: a letter between the middles of two belongs to both, more to the nearer. As many windows as letters
-    are the letters themselves.
+
+def window_sums(features_BLD: Tensor, real_BL: Tensor, windows: int) -> tuple[Tensor, Tensor]:
+    """Sums (B, W, D) of the features in each window, and the letters (B, W, 1) of each, in fractions of letters.
+
+    Windows overlap: a letter between the middles of two belongs to both, more to the nearer, in shares that sum to 1.
+    As many windows as letters are the letters themselves.
 
     Parameters
     ----------
+    features_BLD
+        One vector for each letter.
     real_BL
         1.0 at letters, 0.0 at padding, which may stand on either side.
     windows
         W.
     """
     place_BL = (real_BL.cumsum(1) - 0.5) * windows / real_BL.sum(1, keepdim=True).clamp_min(1) - 0.5
+    place_BL = place_BL.clamp(0, windows - 1)
     middles_W = torch.arange(windows, device=real_BL.device)[:, None]
-    weights_BWL = (1 - (place_BL.clamp(0, windows - 1)[:, None] - middles_W).abs()).clamp_min(0)
-    return weights_BWL * real_BL[:, None]
+    # A product with a dense table of shares, unlike adding by index, has a fixed order of summation on a GPU as well.
+    step = max(1, _SHARES // max(1, len(real_BL) * windows))
+    sums_BWD = features_BLD.new_zeros(len(real_BL), windows, features_BLD.shape[2])
+    letters_BW1 = features_BLD.new_zeros(len(real_BL), windows, 1)
+    for place_Bl, real_Bl, features_BlD in zip(
+        place_BL.split(step, 1), real_BL.split(step, 1), features_BLD.split(step, 1), strict=True
+    ):
+        shares_BWl = (1 - (place_Bl[:, None] - middles_W).abs()).clamp_min(0) * real_Bl[:, None]
+        sums_BWD = sums_BWD + shares_BWl @ features_BlD
+        letters_BW1 = letters_BW1 + shares_BWl.sum(2, keepdim=True)
+    return sums_BWD, letters_BW1
 
 
 class HADForSequenceClassification(SequenceClassifier):
@@ -276,8 +292,8 @@ class HADForSequenceClassification(SequenceClassifier):
         mean_BD = features_BLD.sum(1) / letters_B1
         if not self.config.windows:
             return mean_BD
-        weights_BWL = window_weights(real_BL, self.config.windows)
-        apart_BWD = weights_BWL @ features_BLD - weights_BWL.sum(2, keepdim=True) * mean_BD[:, None]
+        sums_BWD, letters_BW1 = window_sums(features_BLD, real_BL, self.config.windows)
+        apart_BWD = sums_BWD - letters_BW1 * mean_BD[:, None]
         # A row of fewer letters than windows fills them in part.
         apart_BWD = apart_BWD / (letters_B1 / self.config.windows).clamp_min(1)[..., None]
         return torch.cat([mean_BD, apart_BWD.flatten(1) / self.config.windows**0.5], 1)
