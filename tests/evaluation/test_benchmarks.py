@@ -397,6 +397,16 @@ def test_a_dry_run_says_what_and_how_long_and_writes_nothing(
     assert "fewer than 3 seeds" in said
 
 
+def test_what_stands_for_every_seed_is_estimated_once(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("had.evaluation.costs.Costs.seconds", lambda *_: 10.0)
+    mine = options(base, tasks=["mouse/3"], models=("scratch", "kmer"), seeds=3, dry_run=True, quiet=False)
+    benchmark("gue", base / "none", mine)
+    # Two learning rates with the first seed, then one.
+    assert "scratch 40 s, kmer 10 s" in capsys.readouterr().err
+
+
 def test_several_processes_give_the_same_numbers(base: Path, tmp_path: Path) -> None:
     models = ("had", "cnn", "kmer")
     mine = options(base, tasks=["mouse/3"], models=models, seeds=2, jobs=2)

@@ -23,7 +23,7 @@ from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_su
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
 from had.evaluation.suite_data import TaskData
-from had.evaluation.units import Job, Shelf, TaskSpec, settings_of
+from had.evaluation.units import Job, Shelf, TaskSpec, settings_of, stands_for_every_seed
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_recipe import FitConfig, schedule_epochs
@@ -216,7 +216,8 @@ def _plan(
                 job = dataclasses.replace(job, seeds=pending, configs=_decided(folder, job))
                 n_train = len(data.rows) - data.n_dev
                 rows = n_train * schedule_epochs(configs[0], n_train) if configs else 0
-                planned.append(Planned(job, costs.seconds(contestant, data, job.configs[:1]), rows))
+                seconds = costs.seconds(contestant, data, job.configs[:1])
+                planned.append(Planned(job, seconds, rows, stands_for_every_seed(contestant, data)))
         folder.check_test(spec.task.name, partial(spec.files.digest, "test"))
     return planned, there
 

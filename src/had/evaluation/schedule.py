@@ -23,6 +23,13 @@ class Planned:
     """Of one unit whose learning rate is decided."""
     rows: int
     """That such a unit trains on, over all epochs; 0 for a kind that does not tell."""
+    once: bool = False
+    """Whether one computation stands for every seed."""
+
+    @property
+    def following(self) -> float:
+        """Estimate of each unit after the first."""
+        return 0.0 if self.once else self.seconds
 
     @property
     def first(self) -> float:
@@ -32,7 +39,7 @@ class Planned:
     @property
     def cost(self) -> float:
         """Estimate of the whole job."""
-        return self.first + self.seconds * (len(self.job.seeds) - 1)
+        return self.first + self.following * (len(self.job.seeds) - 1)
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,14 @@ def run_serially(planned: Sequence[Planned], shelf: Shelf, bar: Progress) -> Ite
         meter = _Meter(bar, item)
         try:
             for record in run_job(job, shelf, features, meter):
-                meter.finish(item.seconds)
+                meter.finish(item.following)
                 left.remove(record.unit.seed)
                 yield Event(cost, record)
-                cost = item.seconds
+                cost = item.following
         except (RunFault, UserError) as reason:
             meter.finish(0.0)
-            bar(item.seconds * (len(left) - 1))
-            yield Event(cost + item.seconds * (len(left) - 1), None, tuple(map(job.unit, left)), reason)
+            bar(item.following * (len(left) - 1))
+            yield Event(cost + item.following * (len(left) - 1), None, tuple(map(job.unit, left)), reason)
 
 
 def run_in_parallel(planned: Sequence[Planned], jobs: int, threads: int, bar: Progress) -> Iterator[Event]:

@@ -94,6 +94,11 @@ def _letters(data: TaskData) -> int:
     return sum(map(len, data.sequences))
 
 
+def stands_for_every_seed(contestant: Contestant, data: TaskData) -> bool:
+    """Whether one fit of a contestant is that of every seed: nothing in it is random, and the folds are fixed."""
+    return contestant.same_for_every_seed and not data.folds_differ
+
+
 def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | None = None) -> Iterator[Record]:
     """Compute the units of a job; each is written before it is given.
 
@@ -109,7 +114,7 @@ def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | 
     decided: tuple[FitConfig, ...] = job.configs
     ready: tuple[Chosen, TestRows, NDArray[np.float64], dict[str, Any]] | None = None
     for seed in job.seeds:
-        if ready is None or not (job.contestant.same_for_every_seed and not data.folds_differ):
+        if ready is None or not stands_for_every_seed(job.contestant, data):
             ready = _compute(job, data, seed, decided, features, device, advance)
         chosen, test, outputs, facts = ready
         if len(decided) > 1:
@@ -155,7 +160,7 @@ def _compute(
         "rows_in_test_file": test.n_given,
         "trained_on_dev": data.trained_on_dev,
         "capped": job.spec.max_train_rows is not None and job.spec.max_train_rows < data.n_given,
-        "seed_changes_nothing": job.contestant.same_for_every_seed and not data.folds_differ,
+        "seed_changes_nothing": stands_for_every_seed(job.contestant, data),
         "machine": f"{device.type}, {torch.get_num_threads()} thread(s)",
         "metrics": {name: score(name, test.targets, outputs) for name in METRIC},
     }
