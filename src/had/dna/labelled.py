@@ -147,6 +147,7 @@ def usable_rows(
         raise UserError(
             f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at"
             + (f"; {found})" if dropped else ")")
+            + "; fill both in (in FASTA the label is the end of the header, >name|label, or label=…)"
         )
     return rows, dropped
 

@@ -5,7 +5,7 @@ behind.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +226,11 @@ def _facts(
             fact["dropped_lines"] = [[line, why] for why, lines in of.items() for line in lines[:100]]
         fact["duplicated_ids"] = sum(count - 1 for count in ids.get(name, {}).values())
         fact["duplicated_sequences"] = sum(count - 1 for count in keys.values())
+        if task.kind != "regression":
+            labels_of: dict[bytes, set[str]] = defaultdict(set)
+            for codes, row in zip(parts[name].codes, rows, strict=True):
+                labels_of[codes.tobytes()].add(row.label)
+            fact["sequences_with_several_labels"] = sum(len(found) > 1 for found in labels_of.values())
         if task.kind in ("binary", "multiclass"):
             labels = np.asarray(parts[name].targets)
             fact["classes"] = {c: int((labels == i).sum()) for i, c in enumerate(task.classes)}

@@ -95,6 +95,25 @@ class RunFolder:
         return run
 
     @classmethod
+    def check_free(cls, path: str | os.PathLike[str], config: object) -> None:
+        """Refuse a folder that a new run could not use, before long work for it; nothing is made.
+
+        Raises
+        ------
+        had.errors.UserError
+            The folder is not empty, is a file, or lies below a file or below a folder that may not be written.
+        """
+        run = cls(path)
+        run._check_new(config)
+        above = run.path.absolute()
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            raise UserError(f"{path}: cannot be made a folder ({above} is a file); use another --out.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"{path}: cannot be made a folder ({above} may not be written); use another --out.")
+
+    @classmethod
     def create(
         cls,
         path: str | os.PathLike[str],
