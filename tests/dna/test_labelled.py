@@ -72,7 +72,7 @@ def test_long_and_quoted_sequences_are_read(tmp_path: Path) -> None:
         ("ACGTACGTACGT,1\nACGT,0\n", "found acgtacgtacgt, 1; write a first line that names the columns"),
         ("sequence,label\n", "no row with a sequence and a label"),
         ("sequence,label\n,1\nAC,\n", "2 rows were looked at"),
-        ("sequence,label\nACGT,1\nAC-T,0\n", "line 3: '-' at position 2"),
+        ("sequence,label\nACGT,1\nAC-T,0\n", r"line 3: '-' at position 3 \(0-based: 2\)"),
         ('sequence,label\nAC,1\n"AC"G,1\n', "line 3: not a readable row"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_row_with_more_fields_than_columns_is_refused_not_cut(tmp_path: Path) 
 def test_a_wrong_letter_in_a_folder_of_classes_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "train/neg").mkdir(parents=True)
     write(tmp_path / "train/neg/3.txt", "AC-T")
-    with pytest.raises(UserError, match=r"neg.3\.txt: '-' at position 2"):
+    with pytest.raises(UserError, match=r"neg.3\.txt: '-' at position 3 \(0-based: 2\)"):
         read_splits(tmp_path)
 
 

@@ -220,7 +220,9 @@ def test_a_dev_file_where_the_protocol_has_none_is_said(tmp_path: Path) -> None:
 def test_values_and_several_labels_are_no_classes_of_a_benchmark(tmp_path: Path, label: str, what: str) -> None:
     write_csv(tmp_path / "t/train.csv", [*TRAIN, ("ACGTACGT", label)])
     write_csv(tmp_path / "t/test.csv", TEST)
-    with pytest.raises(UserError, match=rf"t, line {len(TRAIN) + 2}: the label '{label}' is {what}.* use had finetune"):
+    with pytest.raises(
+        UserError, match=rf"t/train\.csv, line {len(TRAIN) + 2}: the label '{label}' is {what}.* use had finetune"
+    ):
         load(tmp_path, GB, "t")
 
 

@@ -69,7 +69,7 @@ def test_every_record_has_its_row_in_order_with_a_reason_where_nothing_can_be_sa
             assert not rows[i]["reason"]
     assert rows[1]["reason"] == "an empty sequence"
     assert "no letter" in rows[2]["reason"]
-    assert "'-' at position 2" in rows[5]["reason"]
+    assert "'-' at position 3 (0-based: 2)" in rows[5]["reason"]
     assert "800 bp" in rows[7]["reason"]
     assert summary["rows"] == 10
     assert sum(summary["without_prediction"].values()) == 5

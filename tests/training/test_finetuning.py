@@ -447,6 +447,22 @@ def test_what_is_said_of_the_data_lets_mistakes_be_seen(tmp_path: Path) -> None:
     said = described(rows([0.5, 1.5] * 20))
     assert "validation has only 4 rows: its scores" in said
     assert re.search(r"labels of train: a \d+, b \d+", described(rows(["a", "a;b"] * 60)))
+    assert "differ in case alone are different classes: Yes, yes" in described(rows(["Yes", "yes", "no"] * 30))
+    ones = write_rows(tmp_path / "b.csv", [f"{sequence(rng, 0.5)},{i % 2},0" for i in range(60)], "sequence,tata,inr")
+    made = config(ones, labels=["tata", "inr"])
+    data = load_data(ones, label_columns=made.labels)
+    said = "\n".join(describe(made, data, build_model(made, data, torch.device("cpu"))[0]))
+    assert "no training row has inr: the model cannot learn that" in said
+
+
+def test_labels_that_are_names_of_rows_are_told_from_too_few_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    (tmp_path / "a.fa").write_text("".join(f">sp|P{i}|GENE_{i}\n{sequence(rng, 0.5)}\n" for i in range(30)))
+    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .* follow the last \| of"):
+        load_data(tmp_path / "a.fa")
+    rows = [f"{row},{'train' if i else ''}" for i, row in enumerate(two_classes(9))]
+    with pytest.raises(UserError, match="line 2: the split of this row is empty; it is none of train, dev, test"):
+        load_data(write_rows(tmp_path / "b.csv", rows, "sequence,label,split"))
 
 
 def test_equal_sequences_with_different_labels_are_counted(tmp_path: Path) -> None:

@@ -219,8 +219,8 @@ def _check_letters(path: Path, record: Record) -> None:
         # Of a folder of classes the line is only a number of a file: the file itself is named.
         where = path / str(record.label) / f"{record.id}.txt" if path.is_dir() else f"{path}, line {record.line}"
         raise UserError(
-            f"{where}: {record.sequence[position]!r} at position {position} of the sequence is no "
-            "nucleotide letter; remove it or write N"
+            f"{where}: {record.sequence[position]!r} at position {position + 1} (0-based: {position}) of the sequence "
+            "is no nucleotide letter; remove it or write N"
         )
 
 

@@ -112,7 +112,8 @@ class TaskData:
             chosen = np.random.default_rng(0).choice(len(train), self.max_train_rows, replace=False)
             train = [train[i] for i in sorted(chosen.tolist())]
             self.notes.append(f"training rows capped at {len(train):,} of {self.n_given:,} by --max-train-rows")
-        _refuse_other_tasks(self.task.name, train + dev)
+        for split, rows in (("dev" if self.trained_on_dev else "train", train), ("dev", dev)):
+            _refuse_other_tasks(str(self.files.splits[split][0]) if rows else "", rows)
         found = Task("", ())
         if len({row.label for row in train + dev}) > 1:
             found = decide_task(train + dev, "multiclass", source=self.task.name)
@@ -214,7 +215,7 @@ def make_part(sequences: list[str], ids: NDArray[np.int64]) -> Part:
     return Part([encode_bytes(sequence.encode("ascii")) for sequence in sequences], ids)
 
 
-def _refuse_other_tasks(name: str, rows: list[LabelledRow]) -> None:
+def _refuse_other_tasks(source: str, rows: list[LabelledRow]) -> None:
     """Values, and several labels a row, would each be taken for a class: a score of nothing."""
     for row in rows:
         if ";" in row.label:
@@ -224,8 +225,8 @@ def _refuse_other_tasks(name: str, rows: list[LabelledRow]) -> None:
         else:
             continue
         raise UserError(
-            f"{name}, line {row.line}: the label {row.label!r} is {kind}, but a benchmark's task has one class a row; "
-            "use had finetune for it"
+            f"{source}, line {row.line}: the label {row.label!r} is {kind}, but a benchmark's task has one class a "
+            "row; use had finetune for it"
         )
 
 

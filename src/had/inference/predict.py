@@ -222,7 +222,7 @@ def _why_not(record: Record, longest: int) -> tuple[str, str]:
         return f"{len(record.sequence):,} bp: {kind}", kind
     if (position := invalid_position(record.sequence)) is not None:
         kind = "a character that is no nucleotide letter"
-        return f"{kind}: {record.sequence[position]!r} at position {position}", kind
+        return f"{kind}: {record.sequence[position]!r} at position {position + 1} (0-based: {position})", kind
     if (encode_bytes(record.sequence.encode("ascii")) == N).all():
         return "no letter A, C, G or T", "no letter A, C, G or T"
     return "", ""

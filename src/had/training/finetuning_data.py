@@ -137,12 +137,12 @@ def prepare_rows(
     ids = {name: Counter(row.id for row in rows if row.id != str(row.number)) for name, rows in given.items()}
     own_dev = bool(given.get("dev"))
     if not own_dev:
-        train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
+        train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation", source)
         given |= {"train": train, "dev": dev}
         if decided.kind in ("binary", "multiclass"):
             decided = decide_task(given["train"], decided.kind, label_columns, f"{source}, training part")
     if test_fraction and not given.get("test"):
-        train, test, said = hold_out(given["train"], decided, split, test_fraction, seed + 1, "test")
+        train, test, said = hold_out(given["train"], decided, split, test_fraction, seed + 1, "test", source)
         given |= {"train": train, "test": test}
         how += f"; test: {said}"
     parts: dict[str, Part] = {}
@@ -176,7 +176,8 @@ def _read(
         given = {"train": [], "dev": [], "test": []}
         for row in rows:
             if row.split not in _SPLIT_NAMES:
-                raise UserError(f"{path}, line {row.line}: the split {row.split!r} is none of train, dev, test")
+                found = f"{row.split!r}" if row.split else "of this row is empty; it"
+                raise UserError(f"{path}, line {row.line}: the split {found} is none of train, dev, test; correct it")
             given[_SPLIT_NAMES[row.split]].append(row)
         given = {name: rows for name, rows in given.items() if rows or name == "train"}
         dropped |= {name: [] for name in given if name not in dropped}

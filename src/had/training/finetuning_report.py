@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,14 @@ def _training_labels(config: FinetuneConfig, data: FinetuningData) -> list[str]:
     few = list(zip(names, counts, strict=True))[:_SHOWN_CLASSES]
     more = ", …" if len(names) > len(few) else ""
     lines = ["labels of train: " + ", ".join(f"{name} {count:,}" for name, count in few) + more]
+    if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
+        lines.append(f"no training row has {', '.join(absent[:5])}: the model cannot learn that")
     if kind == "multilabel":
         return lines
-    if max(counts) >= _UNBALANCED * min(counts) and config.training.class_weights == "none":
+    folded = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if folded[name.casefold()] > 1]:
+        lines.append(f"class names that differ in case alone are different classes: {', '.join(alike[:5])}")
+    if max(counts) >= _UNBALANCED * min(counts) > 0 and config.training.class_weights == "none":
         lines.append(
             f"the largest class has {max(counts) / min(counts):.0f} times the rows of the smallest; "
             "training.class_weights=balanced lets each class weigh the same"
@@ -142,6 +148,8 @@ def summary(report: dict[str, Any], folder: Path) -> list[str]:
             "quote give test rows, or test_fraction=0.2"
         )
     lines += evidence_sentences(report)
+    if report["windows"]:
+        lines.append("positions matter to this model: cut sequences to predict around the same point as these")
     lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
     return lines
 
