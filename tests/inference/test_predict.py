@@ -208,6 +208,17 @@ def test_what_cannot_be_written_is_told_before_anything_is_predicted(
         run(model, tmp_path / "a.fa", tmp_path / "out.bedgraph", track="maybe", dry_run=True)
 
 
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=r"out\.tsv cannot be written \(no permission to write into"):
+            run(model, tmp_path / "a.fa", tmp_path / "out.tsv", dry_run=dry_run)
+
+
 def test_intervals_of_records_without_coordinates_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_text(">s\nACGT\n>t\nACGG\n")
     for name in ("out.bedgraph", "out.bed.gz"):

@@ -398,7 +398,9 @@ def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_in_use_is_refused_before_the_data_are_read_and_in_a_dry_run(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_before_the_data_are_read_and_in_a_dry_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("mine")
     for options in (OPTIONS, dataclasses.replace(OPTIONS, dry_run=True)):
         for out, message in (
@@ -408,6 +410,9 @@ def test_a_folder_in_use_is_refused_before_the_data_are_read_and_in_a_dry_run(fo
         ):
             with pytest.raises(UserError, match=message):
                 finetune(config(tmp_path / "absent.csv"), out, options)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write into"):
+        finetune(config(tmp_path / "absent.csv"), tmp_path / "run", OPTIONS)
     # What may be gone on with is no obstacle to a dry run of going on.
     again = dataclasses.replace(OPTIONS, dry_run=True, resume="auto")
     assert finetune(config(folder / "data"), folder / "run", again) == {}

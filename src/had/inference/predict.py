@@ -18,6 +18,7 @@ from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
 from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
 from had.errors import UserError
+from had.files import why_no_folder
 from had.inference.prediction_files import Row, check_format, open_writer, track_shown
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
@@ -90,6 +91,8 @@ def predict(
         raise UserError(f"{out} is the input itself; name another file by --out")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
+    if reason := why_no_folder(out.absolute().parent):
+        raise UserError(f"{out} cannot be written ({reason}); name another --out")
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file by --out")
     check_format(out)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from had.config import dump_yaml, parse_yaml
 from had.errors import RunFault, UserError
-from had.files import atomic_write_text, fsync_file
+from had.files import atomic_write_text, fsync_file, why_no_folder
 from had.training.checkpoints import checkpoint_step, latest_valid, require_valid, set_aside_after
 from had.training.locking import FolderLock
 from had.training.metrics_log import append_record, read_metrics, truncate_metrics
@@ -105,13 +105,8 @@ class RunFolder:
         """
         run = cls(path)
         run._check_new(config)
-        above = run.path.absolute()
-        while not above.exists() and above != above.parent:
-            above = above.parent
-        if not above.is_dir():
-            raise UserError(f"{path}: cannot be made a folder ({above} is a file); use another --out.")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise UserError(f"{path}: cannot be made a folder ({above} may not be written); use another --out.")
+        if reason := why_no_folder(path):
+            raise UserError(f"{path}: cannot be made a folder ({reason}); use another --out.")
 
     @classmethod
     def create(
