@@ -225,12 +225,13 @@ def finetune(
     data: Annotated[
         str,
         typer.Argument(
-            help="CSV, TSV, FASTA or Parquet of labelled sequences, or a folder with train, dev, test; or a BED or "
-            "narrowPeak file of peaks, with --genome."
+            help="CSV, TSV or Parquet with columns sequence and label, FASTA (>name|label or label=…), or a folder "
+            "with train, dev and test files; or a BED or narrowPeak file of peaks, with --genome."
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to the recipe: training.epochs=20, dotted.")
+        list[str] | None,
+        typer.Argument(help="Settings by name: test_fraction=0.2, training.class_weights=balanced, …"),
     ] = None,
     genome: Genome = None,
     width: Annotated[int | None, typer.Option(help="Peaks: bp of each window, around the summit or middle.")] = None,
@@ -244,7 +245,9 @@ def finetune(
     model: Annotated[
         str | None, typer.Option(help="A pre-trained student: bundled name (default student), folder, Hub; or scratch.")
     ] = None,
-    freeze: Annotated[bool, typer.Option("--freeze", help="Train the head alone (linear probe).")] = False,
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Train the last layer alone, quickly; the student stays as it is.")
+    ] = False,
     task: Annotated[
         str | None, typer.Option(help="auto (default), binary, multiclass, multilabel or regression.")
     ] = None,
@@ -262,7 +265,9 @@ def finetune(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop once this epoch is done; the schedule stays.")] = None,
     resume: Resume = None,
-    seed: Seed = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the split, fresh weights, order and small changes of the rows.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     dry_run: DryRun = False,
@@ -270,7 +275,7 @@ def finetune(
 ) -> None:
     """Fine-tune a student on your labelled sequences, or on peaks against background of like length and GC content.
 
-    Example: had finetune promoters.csv --model runs/mine/model --out runs/promoters training.epochs=20
+    Example: had finetune promoters.csv --out runs/promoters
 
     Example: had finetune peaks.narrowPeak --genome hg38.fa --width 200 --out runs/peaks
     """
@@ -320,7 +325,9 @@ def predict(
     conjoin: Annotated[
         bool | None, typer.Option("--both-strands/--one-strand", help="Default: as fine-tuning chose.")
     ] = None,
-    track: Annotated[str | None, typer.Option(help="Class shown in .bedgraph and .bed.")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Class shown in .bedgraph and .bed; default: the second of two.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Prediction draws nothing at random.", hidden=True)] = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -330,6 +337,8 @@ def predict(
     """Predict for every sequence of a file with a fine-tuned model.
 
     Example: had predict runs/promoters new.fa.gz --out predictions.tsv
+
+    Example: had predict runs/peaks regions.bed --genome hg38.fa --out regions.bedgraph
     """
     from had.console import setup_logging
     from had.inference.predict import predict as run

@@ -19,6 +19,16 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def why_no_folder(path: str | os.PathLike[str]) -> str | None:
+    """Say why a folder could not be made or written into, as far as can be told beforehand; None where it could."""
+    above = Path(path).absolute()
+    while not os.path.exists(above) and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"{above} is a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {above}"
+
+
 def temporary_name(path: str | os.PathLike[str]) -> Path:
     """Name a hidden sibling of `path` that no other process uses."""
     path = Path(path)

@@ -1,6 +1,9 @@
 """Reading labelled sequences: what is kept, what is dropped, what is refused."""
 
+import bz2
 import gzip
+import lzma
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +66,13 @@ def test_long_and_quoted_sequences_are_read(tmp_path: Path) -> None:
     [
         ("sequence,class\nACGT,1\n", "line 1: the columns must include sequence or seq, and label"),
         ("name,label\nx,1\n", "line 1"),
-        ("", "line 1.*found nothing"),
+        ("", "line 1.*found nothing; the file is empty: name another one"),
+        ("dna,class\nACGT,1\n", "found dna, class; rename the columns"),
+        ("sequence;label\nACGT;1\n", "found sequence;label; separate the columns by commas or tabs"),
+        ("ACGTACGTACGT,1\nACGT,0\n", "found acgtacgtacgt, 1; write a first line that names the columns"),
         ("sequence,label\n", "no row with a sequence and a label"),
         ("sequence,label\n,1\nAC,\n", "2 rows were looked at"),
-        ("sequence,label\nACGT,1\nAC-T,0\n", "line 3: '-' at position 2"),
+        ("sequence,label\nACGT,1\nAC-T,0\n", r"line 3: '-' at position 3 \(0-based: 2\)"),
         ('sequence,label\nAC,1\n"AC"G,1\n', "line 3: not a readable row"),
     ],
 )
@@ -76,6 +82,33 @@ def test_wrong_files_are_refused_with_the_line(tmp_path: Path, text: str, messag
     assert "a.csv" in str(error.value)
 
 
+def test_a_message_about_columns_is_short_however_wide_the_table(tmp_path: Path) -> None:
+    wide = ",".join(f"gene{i}" for i in range(900))
+    for header in (wide, "ACGT" * 3000 + ",1"):
+        with pytest.raises(UserError, match="the columns must include sequence") as error:
+            read_labelled(write(tmp_path / "a.csv", header + "\n"))
+        assert len(str(error.value)) < len(str(tmp_path)) + 400
+
+
+def test_archives_and_workbooks_are_named_with_what_to_do(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.csv", "sequence,label\nACGT,1\n")
+    (tmp_path / "a.csv.bz2").write_bytes(bz2.compress(b"sequence,label\nACGT,1\n"))
+    (tmp_path / "a.csv.xz").write_bytes(lzma.compress(b"sequence,label\nACGT,1\n"))
+    for name, message in (
+        ("a.zip", "is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV"),
+        ("a.csv.bz2", "is packed with bzip2; unpack it"),
+        ("a.csv.xz", "is packed with xz; unpack it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_labelled(tmp_path / name)
+
+
+def test_a_file_without_labels_says_where_labels_stand(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"line 1: a missing label\); fill both in .*>name\|label, or label="):
+        read_labelled(write(tmp_path / "a.fa", ">s\nACGT\n"))
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_labelled(tmp_path / "absent.csv")
@@ -83,7 +116,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         read_labelled(tmp_path)
     whole = gzip.compress(b"sequence,label\n" + b"ACGTTAGC,1\n" * 5000)
     (tmp_path / "cut.csv.gz").write_bytes(whole[:-20])
-    with pytest.raises(UserError, match=r"cut.csv.gz.*cannot be read"):
+    with pytest.raises(UserError, match=r"cut.csv.gz.*cannot be read, the gzip file ends too early; copy or pack it"):
         read_labelled(tmp_path / "cut.csv.gz")
     (tmp_path / "bytes.csv").write_bytes(b"sequence,label\nAC,\xff\xfe\n")
     with pytest.raises(UserError, match="UTF-8"):
@@ -243,7 +276,7 @@ def test_a_row_with_more_fields_than_columns_is_refused_not_cut(tmp_path: Path) 
 def test_a_wrong_letter_in_a_folder_of_classes_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "train/neg").mkdir(parents=True)
     write(tmp_path / "train/neg/3.txt", "AC-T")
-    with pytest.raises(UserError, match=r"neg.3\.txt: '-' at position 2"):
+    with pytest.raises(UserError, match=r"neg.3\.txt: '-' at position 3 \(0-based: 2\)"):
         read_splits(tmp_path)
 
 

@@ -487,6 +487,16 @@ def test_the_protocols_recipe_is_that_of_the_suite(base: Path) -> None:
     assert (one.lr, one.epochs) == (5e-4, 20)
 
 
+def test_a_folder_that_may_not_be_written_is_told_in_a_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot be made a folder \(.*file is a file\)"):
+        BenchmarkFolder.look(tmp_path / "file/run", "gue")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write into"):
+        BenchmarkFolder.look(tmp_path / "run", "gue")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_locked_or_foreign_folder_is_left_alone(base: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "file").write_text("x")

@@ -216,6 +216,24 @@ def test_a_dev_file_where_the_protocol_has_none_is_said(tmp_path: Path) -> None:
     assert any("a dev file of 12 rows validates; the protocol draws 10 %" in note for note in data.notes)
 
 
+@pytest.mark.parametrize(("label", "what"), [("0.25", "a value"), ("a;b", "several labels"), ("-1e-3", "a value")])
+def test_values_and_several_labels_are_no_classes_of_a_benchmark(tmp_path: Path, label: str, what: str) -> None:
+    write_csv(tmp_path / "t/train.csv", [*TRAIN, ("ACGTACGT", label)])
+    write_csv(tmp_path / "t/test.csv", TEST)
+    with pytest.raises(
+        UserError, match=rf"t/train\.csv, line {len(TRAIN) + 2}: the label '{label}' is {what}.* use had finetune"
+    ):
+        load(tmp_path, GB, "t")
+
+
+def test_the_folder_of_one_task_is_told_from_that_of_a_suite(tmp_path: Path) -> None:
+    write_gue(tmp_path, ("mouse/3",))
+    with pytest.raises(UserError, match="is the folder of one task; name the folder around it by --data"):
+        tasks_here(tmp_path / "mouse/3", GUE)
+    with pytest.raises(UserError, match=r"needs folders such as .* or name folders of your own by --tasks"):
+        tasks_here(tmp_path, NT)
+
+
 def test_one_class_and_one_row_are_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "t/test.csv", TEST)
     for rows in ([("ACGTACGT", "1")] * 5, [("ACGTACGT", "1")]):

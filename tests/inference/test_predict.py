@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from had.console import setup_logging
 from had.dna.alphabet import decode, encode_bytes, reverse_complement
 from had.dna.tokenizers import NucleotideTokenizer
 from had.errors import UserError
 from had.inference.predict import predict
 from had.inference.prediction_files import Row, open_writer
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
-from had.models.student import HADConfig
+from had.models.student import HADConfig, HADModel
 
 SMALL = HADConfig(
     hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8,
@@ -68,7 +69,7 @@ def test_every_record_has_its_row_in_order_with_a_reason_where_nothing_can_be_sa
             assert not rows[i]["reason"]
     assert rows[1]["reason"] == "an empty sequence"
     assert "no letter" in rows[2]["reason"]
-    assert "'-' at position 2" in rows[5]["reason"]
+    assert "'-' at position 3 (0-based: 2)" in rows[5]["reason"]
     assert "800 bp" in rows[7]["reason"]
     assert summary["rows"] == 10
     assert sum(summary["without_prediction"].values()) == 5
@@ -125,10 +126,40 @@ def test_intervals_of_a_genome_are_read_on_their_strand(tmp_path: Path) -> None:
     assert [(fields[3], fields[5]) for fields in bed] == [("x", "+"), ("chr1:10-40", "-")]
     with pytest.raises(UserError, match="--genome"):
         run(model, tmp_path / "a.bed", tmp_path / "out.tsv")
-    (tmp_path / "b.bed").write_text("chr1\t1\t5\nchr1 2 6\n")
+    (tmp_path / "b.bed").write_text("chr1\t1\t5\nchr1 2\n")
     with pytest.raises(UserError, match=r"b\.bed, line 2"):
         run(model, tmp_path / "b.bed", tmp_path / "no.tsv", genome=tmp_path / "g.fa")
     assert not (tmp_path / "no.tsv").exists()
+
+
+def test_intervals_may_be_separated_by_spaces_as_for_had_finetune(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(f">chr1\n{'ACGTTGCA' * 10}\n")
+    (tmp_path / "a.bed").write_text("chr1 10 40 x\nchr1 20 50\n")
+    run(make_model(tmp_path), tmp_path / "a.bed", tmp_path / "out.tsv", genome=tmp_path / "g.fa")
+    assert [(row["id"], row["reason"]) for row in table(tmp_path / "out.tsv")] == [("x", ""), ("chr1:20-50", "")]
+
+
+def test_a_track_says_how_many_lines_it_has_and_what_they_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("chrom,start,end,sequence\nchr1,5,9,ACGT\nchr1,9,13,NNNN\n,,,ACGG\n")
+    setup_logging(quiet=False)
+    predict(make_model(tmp_path), tmp_path / "a.csv", tmp_path / "out.bedgraph", device="cpu", threads=1)
+    assert len((tmp_path / "out.bedgraph").read_text().splitlines()) == 1
+    said = capsys.readouterr().err
+    assert "out.bedgraph: 1 lines, probability of 'yes'" in said
+    assert "2 records have no line there" in said
+
+
+def test_a_format_that_is_not_written_and_a_model_that_was_not_fine_tuned_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    for name in ("out.xlsx", "out.JSON", "out.bw", "out.json.gz"):
+        with pytest.raises(UserError, match=r"cannot be written; name a \.tsv"):
+            run(make_model(tmp_path), tmp_path / "a.fa", tmp_path / name)
+        assert not (tmp_path / name).exists()
+    HADModel(SMALL).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match=r"a pre-trained student.*fine-tune it by had finetune"):
+        run(tmp_path / "student", tmp_path / "a.fa", tmp_path / "out.tsv")
 
 
 def test_values_and_several_labels_have_their_columns(tmp_path: Path) -> None:
@@ -175,6 +206,17 @@ def test_what_cannot_be_written_is_told_before_anything_is_predicted(
         run(model, tmp_path / "c.csv", tmp_path / "out.tsv", dry_run=True)
     with pytest.raises(UserError, match="--track 'maybe' is none of the classes no, yes"):
         run(model, tmp_path / "a.fa", tmp_path / "out.bedgraph", track="maybe", dry_run=True)
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=r"out\.tsv cannot be written \(no permission to write into"):
+            run(model, tmp_path / "a.fa", tmp_path / "out.tsv", dry_run=dry_run)
 
 
 def test_intervals_of_records_without_coordinates_are_refused(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
 from had.training import finetuning_evidence, finetuning_loop
-from had.training.finetuning import finetune
+from had.training.finetuning import build_model, finetune
 from had.training.finetuning_batches import augmented, collate, make_batches, portions
 from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_data import load_data
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_plots import draw_pictures
 from had.training.finetuning_recipe import FitConfig, schedule_epochs
+from had.training.finetuning_report import describe
 from had.training.finetuning_scores import score_logits
 from had.training.runs import RunOptions
 
@@ -395,6 +396,84 @@ def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) 
     with pytest.raises(UserError, match="seed must not be negative; got -1"):
         config(data, seed=-1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused_before_the_data_are_read_and_in_a_dry_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for options in (OPTIONS, dataclasses.replace(OPTIONS, dry_run=True)):
+        for out, message in (
+            (folder / "run", "this folder is not empty; use --resume auto"),
+            (tmp_path / "file", "is a file, not a folder"),
+            (tmp_path / "file/below/run", "file is a file"),
+        ):
+            with pytest.raises(UserError, match=message):
+                finetune(config(tmp_path / "absent.csv"), out, options)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write into"):
+        finetune(config(tmp_path / "absent.csv"), tmp_path / "run", OPTIONS)
+    # What may be gone on with is no obstacle to a dry run of going on.
+    again = dataclasses.replace(OPTIONS, dry_run=True, resume="auto")
+    assert finetune(config(folder / "data"), folder / "run", again) == {}
+
+
+def test_stopping_before_the_first_epoch_is_refused() -> None:
+    for epochs in (0, -1):
+        with pytest.raises(UserError, match=f"--stop-after must be at least 1; got {epochs}"):
+            RunOptions(stop_after=epochs)
+
+
+def described(path: Path, **changes) -> str:
+    made = config(path, **changes)
+    data = load_data(path, task=made.task, valid_fraction=made.valid_fraction)
+    return "\n".join(describe(made, data, build_model(made, data, torch.device("cpu"))[0]))
+
+
+def test_what_is_said_of_the_data_lets_mistakes_be_seen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+
+    def rows(labels: list[object]) -> Path:
+        return write_rows(tmp_path / "a.csv", [f"{sequence(rng, 0.5)},{label}" for label in labels])
+
+    said = described(rows(["yes"] * 10 + ["no"] * 390))
+    assert "labels of train: no 351, yes 9" in said
+    assert "the largest class has 39 times the rows of the smallest; training.class_weights=balanced" in said
+    assert "validation has only 1 rows of yes: its scores move much by chance" in said
+    balanced = dataclasses.replace(QUICK, class_weights="balanced")
+    assert "training.class_weights" not in described(tmp_path / "a.csv", training=balanced)
+    said = described(rows(["yes", "no"] * 150))
+    assert "times the rows" not in said
+    assert "by chance" not in said
+    whole = rows(list(range(20)) * 10)
+    assert "20 whole numbers are taken as names of classes; --task regression" in described(whole)
+    assert "taken as names" not in described(whole, task="multiclass")
+    assert "values of train: from 0 to 19, mean" in described(whole, task="regression")
+    said = described(rows([0.5, 1.5] * 20))
+    assert "validation has only 4 rows: its scores" in said
+    assert re.search(r"labels of train: a \d+, b \d+", described(rows(["a", "a;b"] * 60)))
+    assert "differ in case alone are different classes: Yes, yes" in described(rows(["Yes", "yes", "no"] * 30))
+    ones = write_rows(tmp_path / "b.csv", [f"{sequence(rng, 0.5)},{i % 2},0" for i in range(60)], "sequence,tata,inr")
+    made = config(ones, labels=["tata", "inr"])
+    data = load_data(ones, label_columns=made.labels)
+    said = "\n".join(describe(made, data, build_model(made, data, torch.device("cpu"))[0]))
+    assert "no training row has inr: the model cannot learn that" in said
+
+
+def test_labels_that_are_names_of_rows_are_told_from_too_few_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    (tmp_path / "a.fa").write_text("".join(f">sp|P{i}|GENE_{i}\n{sequence(rng, 0.5)}\n" for i in range(30)))
+    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .* follow the last \| of"):
+        load_data(tmp_path / "a.fa")
+    rows = [f"{row},{'train' if i else ''}" for i, row in enumerate(two_classes(9))]
+    with pytest.raises(UserError, match="line 2: the split of this row is empty; it is none of train, dev, test"):
+        load_data(write_rows(tmp_path / "b.csv", rows, "sequence,label,split"))
+
+
+def test_equal_sequences_with_different_labels_are_counted(tmp_path: Path) -> None:
+    rows = [*two_classes(40), *["ACGTTGCACCAA,rich", "ACGTTGCACCAA,poor", "acgttgcaccaa,poor"] * 2]
+    facts = load_data(write_rows(tmp_path / "a.csv", rows), valid_fraction=0.2).facts
+    assert sum(facts[name]["sequences_with_several_labels"] for name in ("train", "dev")) == 1
 
 
 def test_a_value_that_is_no_number_is_named_with_the_file_of_its_split(tmp_path: Path) -> None:

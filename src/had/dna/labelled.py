@@ -147,6 +147,7 @@ def usable_rows(
         raise UserError(
             f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at"
             + (f"; {found})" if dropped else ")")
+            + "; fill both in (in FASTA the label is the end of the header, >name|label, or label=…)"
         )
     return rows, dropped
 
@@ -218,8 +219,8 @@ def _check_letters(path: Path, record: Record) -> None:
         # Of a folder of classes the line is only a number of a file: the file itself is named.
         where = path / str(record.label) / f"{record.id}.txt" if path.is_dir() else f"{path}, line {record.line}"
         raise UserError(
-            f"{where}: {record.sequence[position]!r} at position {position} of the sequence is no "
-            "nucleotide letter; remove it or write N"
+            f"{where}: {record.sequence[position]!r} at position {position + 1} (0-based: {position}) of the sequence "
+            "is no nucleotide letter; remove it or write N"
         )
 
 

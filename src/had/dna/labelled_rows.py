@@ -22,8 +22,19 @@ _START_COLUMNS = ("start", "chromstart")
 _END_COLUMNS = ("end", "chromend")
 _WHOLE = re.compile(r"(\d+)(?:\.0*)?")
 _LABEL_WORD = re.compile(r"(?:^|[\s|;])label=([^\s|]*)")
+_LETTERS = re.compile(r"[acgtun]{8,}")
+"""A sequence, not the name of a column (names are in lower case)."""
 _LONGEST_FIELD = 2**31 - 1
+_SHOWN_NAMES, _SHOWN_LETTERS = 12, 30
 _PARQUET_ROWS = 1024
+_ARCHIVES = {
+    b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook; save the sheet as CSV",
+    b"BZh": "is packed with bzip2; unpack it, or pack it with gzip",
+    b"\xfd7zX": "is packed with xz; unpack it, or pack it with gzip",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it, or pack it with gzip",
+}
+"""First bytes of files that people try, and what to do with them."""
 _NO_LABEL = {"0", "0.0", "false"}
 _ONE_LABEL = {"1", "1.0", "true"}
 MISSING = {"", "nan", "na", "n/a", "null"}
@@ -117,14 +128,19 @@ def _class_folder_records(folder: Path) -> Iterator[Record]:
 def text_lines(path: Path) -> Iterator[str]:
     """Lines of a text file with their ends; what cannot be read is a UserError with the line before it."""
     number = 0
+    first = _first_bytes(path)
+    if archive := next((said for mark, said in _ARCHIVES.items() if first.startswith(mark)), None):
+        raise UserError(f"{path}: {archive}")
     try:
-        packed = _first_bytes(path)[:2] == b"\x1f\x8b"
+        packed = first[:2] == b"\x1f\x8b"
         with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
             for line in text:
                 number += 1
                 yield line
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         where = f"{path}, after line {number}" if number else str(path)
+        if isinstance(error, EOFError):
+            raise UserError(f"{where}: cannot be read, the gzip file ends too early; copy or pack it again") from error
         raise UserError(
             f"{where}: cannot be read ({error}); give CSV, TSV or FASTA in UTF-8, plain or gzip, or Parquet"
         ) from error
@@ -155,13 +171,13 @@ class _Columns:
             raise UserError(
                 f"{where}: the columns must include {' or '.join(SEQUENCE_COLUMNS)}"
                 f"{f', and {LABEL_COLUMN}' if need_label and not label_columns else ''}; "
-                f"found {', '.join(names) or 'nothing'}"
+                f"found {_shown(names)}; {_mend_header(names, need_label and not label_columns)}"
             )
         self.sequence = sequence
         self.label_names = list(label_columns)
         absent = [name for name in label_columns if name.strip().lower() not in places]
         if absent and need_label:
-            raise UserError(f"{where}: --labels names the column {absent[0]!r}; found {', '.join(names)}")
+            raise UserError(f"{where}: --labels names the column {absent[0]!r}; found {_shown(names)}")
         named = [name.strip().lower() for name in label_columns]
         if twice := next((name for i, name in enumerate(label_columns) if named[i] in named[:i]), None):
             raise UserError(f"{where}: --labels names the column {twice!r} twice; name it once")
@@ -207,6 +223,23 @@ class _Columns:
                     f"holds {value!r}; write 0 or 1"
                 )
         return None if missing else ";".join(present)
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Column names for a message: a file without a header has a sequence there, a wide table hundreds of names."""
+    short = [name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…" for name in names[:_SHOWN_NAMES]]
+    return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else "") or "nothing"
+
+
+def _mend_header(names: Sequence[str], need_label: bool) -> str:
+    """What to do about a header that lacks a column."""
+    if not any(names):
+        return "the file is empty: name another one"
+    if len(names) == 1 and ";" in names[0]:
+        return "separate the columns by commas or tabs"
+    if any(_LETTERS.fullmatch(name) for name in names):
+        return f"write a first line that names the columns, such as sequence{',label' if need_label else ''}"
+    return "rename the columns"
 
 
 def _table_records(

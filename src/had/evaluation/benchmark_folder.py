@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from had.errors import RunFault, UserError
 from had.evaluation.suite_data import TestRows
-from had.files import atomic_write_bytes, atomic_write_text
+from had.files import atomic_write_bytes, atomic_write_text, why_no_folder
 from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
 from had.training.provenance import circumstances, differences, with_later_keys
@@ -93,10 +93,12 @@ class BenchmarkFolder:
             If the folder is a file, holds something else, or another suite's scores.
         """
         folder = cls(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, not a folder; use another --out")
+        if reason := why_no_folder(path):
+            raise UserError(f"{path}: cannot be made a folder ({reason}); use another --out")
         if not path.exists():
             return folder
-        if not path.is_dir():
-            raise UserError(f"{path} is a file, not a folder; use another --out")
         if not any(not entry.name.startswith(".") for entry in path.iterdir()):
             return folder
         try:

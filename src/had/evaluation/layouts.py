@@ -126,7 +126,14 @@ def tasks_here(folder: Path, suite: Suite) -> list[BenchmarkTask]:
     found = [task for task in suite.tasks if find_task(folder, suite, task)]
     if not found:
         places = ", ".join(task.name for task in suite.tasks[:3])
-        raise UserError(f"{folder} has no task of {suite.title}; it needs folders such as {places}")
+        if _splits(folder):
+            raise UserError(
+                f"{folder} is the folder of one task; name the folder around it by --data, and the task by --tasks"
+            )
+        raise UserError(
+            f"{folder} has no task of {suite.title}; it needs folders such as {places}, or name folders of your own "
+            "by --tasks"
+        )
     return smallest_first(found)
 
 

@@ -3,6 +3,7 @@
 The test file is opened by `TaskData.test` alone, once a model stands.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from had.dna.alphabet import encode_bytes
 from had.dna.labelled import DroppedRow
-from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
+from had.dna.labelled_tasks import UNSEEN, WHOLE_NUMBER, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
@@ -24,6 +25,7 @@ VALID_FRACTION = 0.1
 MAX_LENGTH = 10_000
 """Longer sequences are cut to their middle, in bp."""
 SPLITS = ("protocol", "locus")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class TaskData:
             chosen = np.random.default_rng(0).choice(len(train), self.max_train_rows, replace=False)
             train = [train[i] for i in sorted(chosen.tolist())]
             self.notes.append(f"training rows capped at {len(train):,} of {self.n_given:,} by --max-train-rows")
+        for split, rows in (("dev" if self.trained_on_dev else "train", train), ("dev", dev)):
+            _refuse_other_tasks(str(self.files.splits[split][0]) if rows else "", rows)
         found = Task("", ())
         if len({row.label for row in train + dev}) > 1:
             found = decide_task(train + dev, "multiclass", source=self.task.name)
@@ -209,6 +213,21 @@ class TaskData:
 def make_part(sequences: list[str], ids: NDArray[np.int64]) -> Part:
     """Sequences and class ids as the training loop takes them."""
     return Part([encode_bytes(sequence.encode("ascii")) for sequence in sequences], ids)
+
+
+def _refuse_other_tasks(source: str, rows: list[LabelledRow]) -> None:
+    """Values, and several labels a row, would each be taken for a class: a score of nothing."""
+    for row in rows:
+        if ";" in row.label:
+            kind = "several labels"
+        elif not WHOLE_NUMBER.fullmatch(row.label) and _NUMBER.fullmatch(row.label):
+            kind = "a value"
+        else:
+            continue
+        raise UserError(
+            f"{source}, line {row.line}: the label {row.label!r} is {kind}, but a benchmark's task has one class a "
+            "row; use had finetune for it"
+        )
 
 
 def _numbers(rows: list[LabelledRow]) -> NDArray[np.int64]:

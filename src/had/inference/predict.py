@@ -18,7 +18,8 @@ from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
 from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
 from had.errors import UserError
-from had.inference.prediction_files import Row, open_writer, track_shown
+from had.files import why_no_folder
+from had.inference.prediction_files import Row, check_format, open_writer, track_shown
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_batches import Part
@@ -54,8 +55,9 @@ def predict(
         FASTA, CSV, TSV (plain or gzip), Parquet; or BED, narrowPeak, broadPeak with ``genome``. A label, where there
         is one, is not looked at.
     out
-        The table to write: ``.parquet``, ``.csv``, else tab-separated, ``.gz`` for gzip: ``id``, ``prediction``,
-        ``p_<class>`` for each class (``value`` for regression) and ``reason``, one row per record in order.
+        The table to write: ``.parquet``, ``.csv``, else tab-separated (``.tsv``, ``.txt``), ``.gz`` for gzip: ``id``,
+        ``prediction``, ``p_<class>`` for each class (``value`` for regression) and ``reason``, one row per record in
+        order.
         ``.bedgraph`` and ``.bed`` instead write the intervals of records that have coordinates.
     genome
         FASTA of the intervals in a BED file. Intervals with strand ``-`` are read on that strand.
@@ -89,8 +91,11 @@ def predict(
         raise UserError(f"{out} is the input itself; name another file by --out")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
+    if reason := why_no_folder(out.absolute().parent):
+        raise UserError(f"{out} cannot be written ({reason}); name another --out")
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file by --out")
+    check_format(out)
     track_of = track_shown(out, loaded.config.task, loaded.config.classes, track)
     first = next(records, None)
     if first is None:
@@ -99,7 +104,7 @@ def predict(
         say(f"would predict {loaded.config.task} for {input_path} and write {out}; nothing was written")
         return {"rows": 0, "without_prediction": {}, "duplicated_ids": 0}
     counts: Counter[str] = Counter()
-    rows = duplicated = located = 0
+    rows = duplicated = located = written = 0
     known: set[int] = set()
     with (
         open_writer(out, loaded.config.task, loaded.config.classes, track_of) as write,
@@ -110,6 +115,7 @@ def predict(
             write(found)
             for row in found:
                 located += row.locus is not None
+                written += row.locus is not None and not row.reason
                 if row.reason:
                     counts[row.kind] += 1
                 key = hash(row.id)
@@ -124,7 +130,13 @@ def predict(
                 f"{input_path} has no coordinates (columns chrom, start and end, or a BED file), which {out.name} "
                 "needs; name a table, such as .tsv, by --out"
             )
-    say(f"{out}: {rows:,} rows")
+    if track_of is None:
+        say(f"{out}: {rows:,} rows")
+    else:
+        shown = "value" if loaded.config.task == "regression" else f"probability of {loaded.config.classes[track_of]!r}"
+        say(f"{out}: {written:,} lines, {shown}")
+        if written < rows:
+            say(f"{rows - written:,} records have no line there: they lack coordinates, or a prediction")
     for reason, count in counts.most_common():
         say(f"{count:,} rows without a prediction: {reason}")
     if duplicated:
@@ -158,14 +170,16 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
     for line, text in enumerate(text_lines(path), start=1):
         if not has_interval(text):
             continue
-        fields = text.rstrip("\r\n").split("\t")
+        text = text.rstrip("\r\n")
+        # As had finetune reads peaks: what a model was made from can be predicted.
+        fields = text.split("\t") if "\t" in text else text.split()
         if len(fields) < 3 or not (fields[1].strip().isdecimal() and fields[2].strip().isdecimal()):
             raise UserError(
                 f"{path}, line {line}: an interval is contig, start and end (whole numbers) separated by tabs; "
                 f"got {text.strip()[:60]!r}"
             )
         number += 1
-        locus = Locus(fields[0], int(fields[1]), int(fields[2]))
+        locus = Locus(fields[0].strip(), int(fields[1]), int(fields[2]))
         name = fields[3].strip() if len(fields) > 3 else ""
         identity = name if name not in ("", ".") else f"{locus.contig}:{locus.start}-{locus.end}"
         strand = fields[5].strip() if len(fields) > 5 and fields[5].strip() in ("+", "-") else "."
@@ -211,7 +225,7 @@ def _why_not(record: Record, longest: int) -> tuple[str, str]:
         return f"{len(record.sequence):,} bp: {kind}", kind
     if (position := invalid_position(record.sequence)) is not None:
         kind = "a character that is no nucleotide letter"
-        return f"{kind}: {record.sequence[position]!r} at position {position}", kind
+        return f"{kind}: {record.sequence[position]!r} at position {position + 1} (0-based: {position})", kind
     if (encode_bytes(record.sequence.encode("ascii")) == N).all():
         return "no letter A, C, G or T", "no letter A, C, G or T"
     return "", ""

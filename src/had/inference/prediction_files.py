@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from had.console import say
 from had.dna.labelled_rows import Locus
 from had.errors import RunFault, UserError
 from had.files import fsync_file, temporary_name
@@ -34,6 +33,7 @@ class Row(NamedTuple):
 
 
 Write = Callable[[Sequence[Row]], None]
+_NOT_WRITTEN = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather", ".h5", ".bw", ".bigwig", ".bb", ".zip", ".fa")
 _ROWS_PER_GROUP = 16_384
 """Rows in one row group of a Parquet file; so many are kept in memory."""
 
@@ -84,6 +84,21 @@ def open_writer(path: Path, task: str, classes: Sequence[str], shown: int | None
         raise RunFault(f"{path}: could not be written ({error.strerror or error}); nothing was left there.") from error
 
 
+def check_format(path: Path) -> None:
+    """Refuse a file whose name promises a format that is not written.
+
+    Raises
+    ------
+    UserError
+        For names such as ``x.xlsx``, which would hold text that no program expects there.
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in _NOT_WRITTEN:
+        raise UserError(
+            f"{path}: {suffix} cannot be written; name a .tsv, .csv, .parquet, .bed or .bedgraph file by --out"
+        )
+
+
 def track_shown(path: Path, task: str, classes: Sequence[str], track: str | None) -> int | None:
     """Index of the output that a ``.bedgraph`` or ``.bed`` shows; None for a table.
 
@@ -121,14 +136,11 @@ def _number(value: float) -> str:
 
 
 def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
-    """Lines for records that have coordinates and a prediction; the others are counted."""
-    state = {"left out": False}
+    """Lines for records that have coordinates and a prediction."""
 
     def write(rows: Sequence[Row]) -> None:
-        left_out = 0
         for row in rows:
             if row.locus is None or row.reason:
-                left_out += 1
                 continue
             contig, start, end = row.locus
             value = row.outputs[shown]
@@ -137,9 +149,6 @@ def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
                 text.write(f"{contig}\t{start}\t{end}\t{row.id}\t{score}\t{row.strand}\t{_number(value)}\n")
             else:
                 text.write(f"{contig}\t{start}\t{end}\t{_number(value)}\n")
-        if left_out and not state["left out"]:
-            state["left out"] = True
-            say("records without coordinates or without a prediction have no line in this format")
 
     return write
 

@@ -19,6 +19,7 @@ from had.files import atomic_write_bytes, atomic_write_text
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"
+STUDENT_TYPE = "had"
 CLASSIFIER_TYPE = "had-sequence-classification"
 """``model_type`` of a fine-tuned student."""
 CARD_FILE = "README.md"
@@ -104,6 +105,11 @@ def read_config(folder: Path, model_type: str) -> dict[str, Any]:
     """
     config = _read_config(folder)
     if (found := config.pop("model_type", None)) != model_type:
+        if model_type == CLASSIFIER_TYPE and found == STUDENT_TYPE:
+            raise UserError(
+                f"{folder} holds a pre-trained student, which predicts nothing of yours yet: fine-tune it by "
+                "had finetune DATA --model, and name the run folder of that"
+            )
         raise UserError(
             f"{folder / CONFIG_FILE} describes a model of type {found!r}; this loader reads {model_type!r}."
         )

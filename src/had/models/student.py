@@ -29,6 +29,7 @@ from had.models.pieces import cut, has_hooks, in_pieces
 from had.models.saving import (
     CLASSIFIER_TYPE,
     DECODER_FILE,
+    STUDENT_TYPE,
     WEIGHTS_FILE,
     find_folder,
     load_weights,
@@ -46,7 +47,7 @@ _FOREIGN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transform
 class HADConfig:
     """Sizes of the student and its decoder; by default the student has 1,088,928 parameters."""
 
-    model_type: ClassVar[str] = "had"
+    model_type: ClassVar[str] = STUDENT_TYPE
 
     vocab_size: int = 12
     """Number of tokens (those of HyenaDNA's character tokenizer)."""

@@ -72,6 +72,9 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     keep_freed_memory()
     set_threads(options.threads)
     device = choose_device(options.device)
+    if options.resume is None:
+        # Before the data are read, which may take minutes, and in a dry run too.
+        RunFolder.check_free(out, to_dict(config))
     data, peaks = read_data(config, progress=not options.quiet)
     # Loaded before the folder is made: a wrong name must leave nothing behind.
     model, digest = build_model(config, data, device)

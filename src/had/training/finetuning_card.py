@@ -50,9 +50,8 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         *head,
         f"# A HAD student fine-tuned: {facts['task']}",
         "",
-        f"A DNA model of about 1.1 M parameters, fine-tuned by `had finetune` to tell {classes}."
-        if facts["task"] != "regression"
-        else "A DNA model of about 1.1 M parameters, fine-tuned by `had finetune` to give a value.",
+        f"A DNA model of {facts['parameters']:,} parameters, fine-tuned by `had finetune` to "
+        + (f"tell {classes}." if facts["task"] != "regression" else "give a value."),
         "",
         f"- Task: {facts['task']}; classes, in the order of the outputs: {classes}.",
         f"- Base model: {_base(base)}"

@@ -5,7 +5,7 @@ behind.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +137,12 @@ def prepare_rows(
     ids = {name: Counter(row.id for row in rows if row.id != str(row.number)) for name, rows in given.items()}
     own_dev = bool(given.get("dev"))
     if not own_dev:
-        train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation")
+        train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation", source)
         given |= {"train": train, "dev": dev}
         if decided.kind in ("binary", "multiclass"):
             decided = decide_task(given["train"], decided.kind, label_columns, f"{source}, training part")
     if test_fraction and not given.get("test"):
-        train, test, said = hold_out(given["train"], decided, split, test_fraction, seed + 1, "test")
+        train, test, said = hold_out(given["train"], decided, split, test_fraction, seed + 1, "test", source)
         given |= {"train": train, "test": test}
         how += f"; test: {said}"
     parts: dict[str, Part] = {}
@@ -176,7 +176,8 @@ def _read(
         given = {"train": [], "dev": [], "test": []}
         for row in rows:
             if row.split not in _SPLIT_NAMES:
-                raise UserError(f"{path}, line {row.line}: the split {row.split!r} is none of train, dev, test")
+                found = f"{row.split!r}" if row.split else "of this row is empty; it"
+                raise UserError(f"{path}, line {row.line}: the split {found} is none of train, dev, test; correct it")
             given[_SPLIT_NAMES[row.split]].append(row)
         given = {name: rows for name, rows in given.items() if rows or name == "train"}
         dropped |= {name: [] for name in given if name not in dropped}
@@ -226,6 +227,11 @@ def _facts(
             fact["dropped_lines"] = [[line, why] for why, lines in of.items() for line in lines[:100]]
         fact["duplicated_ids"] = sum(count - 1 for count in ids.get(name, {}).values())
         fact["duplicated_sequences"] = sum(count - 1 for count in keys.values())
+        if task.kind != "regression":
+            labels_of: dict[bytes, set[str]] = defaultdict(set)
+            for codes, row in zip(parts[name].codes, rows, strict=True):
+                labels_of[codes.tobytes()].add(row.label)
+            fact["sequences_with_several_labels"] = sum(len(found) > 1 for found in labels_of.values())
         if task.kind in ("binary", "multiclass"):
             labels = np.asarray(parts[name].targets)
             fact["classes"] = {c: int((labels == i).sum()) for i, c in enumerate(task.classes)}

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from had.config import to_dict
-from had.dna.labelled_tasks import UNSEEN
+from had.dna.labelled_tasks import UNSEEN, WHOLE_NUMBER
 from had.files import atomic_write_text
 from had.metrics import confusion_matrix
 from had.models.heads import HADForSequenceClassification
@@ -24,6 +25,13 @@ from had.training.finetuning_scores import predict_logits
 from had.training.provenance import circumstances
 
 _SCORES = ("validation", "test", "test_not_in_train")
+_SHOWN_CLASSES = 8
+_UNBALANCED = 5
+"""How many times larger than the smallest class the largest one is where weights are worth a thought."""
+_MANY_INTEGERS = 10
+"""More distinct integers than this are more often amounts than names."""
+_FEW_ROWS = 10
+"""Of a class (regression: in all), below which a score is mostly chance."""
 
 
 def draw_tables(
@@ -51,7 +59,9 @@ def describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequence
     shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
     lines = [
         f"{config.data}: {data.task.kind} ({shown}); rows: {sizes}",
+        *_training_labels(config, data),
         f"validation: {data.split}",
+        *_few_rows(data),
         f"model: {config.model}, {sum(p.numel() for p in model.parameters()):,} parameters"
         + (", frozen but for the head" if config.freeze else "")
         + f", on {model.device.type}",
@@ -67,10 +77,61 @@ def describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequence
         for key in ("duplicated_ids", "duplicated_sequences"):
             if fact[key]:
                 lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
+        if contradicted := fact.get("sequences_with_several_labels"):
+            lines.append(f"{name}: {contradicted:,} sequences stand there with different labels; look at your labels")
     if data.facts["test_rows_also_in_train"]:
         lines.append(f"{data.facts['test_rows_also_in_train']:,} test rows also stand in train (on either strand)")
     if data.facts["cut_to_max_length"]:
         lines.append(f"{data.facts['cut_to_max_length']:,} sequences cut to their middle {config.max_length:,} bp")
+    return lines
+
+
+def _training_labels(config: FinetuneConfig, data: FinetuningData) -> list[str]:
+    """How the training rows are shared among the labels, and what may be meant otherwise."""
+    kind, names, targets = data.task.kind, data.task.classes, np.asarray(data.train.targets)
+    if kind == "regression":
+        return [f"values of train: from {targets.min():.4g} to {targets.max():.4g}, mean {targets.mean():.4g}"]
+    if kind == "multilabel":
+        counts = targets[:, : len(names)].sum(0).astype(int).tolist()
+    else:
+        counts = np.bincount(targets, minlength=len(names)).tolist()
+    few = list(zip(names, counts, strict=True))[:_SHOWN_CLASSES]
+    more = ", …" if len(names) > len(few) else ""
+    lines = ["labels of train: " + ", ".join(f"{name} {count:,}" for name, count in few) + more]
+    if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
+        lines.append(f"no training row has {', '.join(absent[:5])}: the model cannot learn that")
+    if kind == "multilabel":
+        return lines
+    folded = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if folded[name.casefold()] > 1]:
+        lines.append(f"class names that differ in case alone are different classes: {', '.join(alike[:5])}")
+    if max(counts) >= _UNBALANCED * min(counts) > 0 and config.training.class_weights == "none":
+        lines.append(
+            f"the largest class has {max(counts) / min(counts):.0f} times the rows of the smallest; "
+            "training.class_weights=balanced lets each class weigh the same"
+        )
+    if config.task == "auto" and len(names) > _MANY_INTEGERS and all(WHOLE_NUMBER.fullmatch(name) for name in names):
+        lines.append(
+            f"{len(names)} whole numbers are taken as names of classes; --task regression takes them as values"
+        )
+    return lines
+
+
+def _few_rows(data: FinetuningData) -> list[str]:
+    """Say of a validation or test part that is too small for its score to mean much."""
+    lines = []
+    for name, part in (("validation", data.valid), ("test", data.test)):
+        if part is None:
+            continue
+        targets = np.asarray(part.targets)
+        if data.task.kind == "regression":
+            fewest, of = len(targets), ""
+        else:
+            known = targets if data.task.kind == "multilabel" else np.eye(len(data.task.classes))[targets[targets >= 0]]
+            counts = known[:, : len(data.task.classes)].sum(0)
+            fewest, of = int(counts.min()), f" of {data.task.classes[int(counts.argmin())]}"
+        if fewest < _FEW_ROWS:
+            lines.append(f"{name} has only {fewest} rows{of}: its scores move much by chance")
     return lines
 
 
@@ -82,8 +143,13 @@ def summary(report: dict[str, Any], folder: Path) -> list[str]:
         if name in report:
             lines.append(f"{name.replace('_', ' ')}: {metric} {report[name][metric]:.4f}")
     if "test" not in report:
-        lines.append("no test rows: the validation score is of the rows that chose the model, and so too high")
+        lines.append(
+            "no test rows: the validation score is of the rows that chose the model, and so too high; for a score to "
+            "quote give test rows, or test_fraction=0.2"
+        )
     lines += evidence_sentences(report)
+    if report["windows"]:
+        lines.append("positions matter to this model: cut sequences to predict around the same point as these")
     lines.append(f"strands averaged in prediction: {'yes' if report['conjoin'] else 'no'}; results in {folder}")
     return lines
 
@@ -149,6 +215,7 @@ def write_card(
         "classes": report["classes"],
         "base": dict(base),
         "frozen": config.freeze,
+        "parameters": report["parameters"],
         "data": config.data,
         "digests": report["data_sha256"],
         "rows": rows,

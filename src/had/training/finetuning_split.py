@@ -49,7 +49,7 @@ def _groups(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
 
 
 def hold_out(
-    rows: list[LabelledRow], task: Task, mode: str, fraction: float, seed: int, what: str
+    rows: list[LabelledRow], task: Task, mode: str, fraction: float, seed: int, what: str, source: str = "the data"
 ) -> tuple[list[LabelledRow], list[LabelledRow], str]:
     """Take a share of each class's groups out of the rows.
 
@@ -62,8 +62,8 @@ def hold_out(
         coordinates); random: row by row.
     fraction, seed
         Share of the rows, and the seed of the draw.
-    what
-        For whom, for the message.
+    what, source
+        For whom, and from where, for the message.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def hold_out(
         raise UserError(f"--split is auto, locus or random; got {mode!r}")
     n_located = sum(row.locus is not None for row in rows)
     if mode == "locus" and not n_located:
-        raise UserError("--split locus needs columns chrom (or region), start and end")
+        raise UserError(f"{source}: --split locus needs columns chrom (or region), start and end")
     groups = np.arange(len(rows)) if mode == "random" else _groups(rows)
     by_label: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     label_of: dict[int, str] = {}
@@ -97,10 +97,16 @@ def hold_out(
             if taken < wanted and taken + len(group_rows) <= 2 * wanted:
                 held.update(group_rows)
                 taken += len(group_rows)
+    if not held and len(label_of) == len(by_label) > 2:
+        raise UserError(
+            f"{source}: each of the {len(by_label)} labels ({', '.join(sorted(by_label)[:3])}, …) stands at one locus "
+            "or sequence alone, and a class needs several; give the classes as labels (in FASTA they follow the last | "
+            "of the header)"
+        )
     if not held:
         raise UserError(
-            f"{len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out for "
-            f"{what}; add rows, give rows of your own to validate with, or use --split random"
+            f"{source}: {len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out "
+            f"for {what}; add rows, give rows of your own to validate with, or use --split random"
         )
     kept = [row for i, row in enumerate(rows) if i not in held]
     out = [rows[i] for i in sorted(held)]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from had.config import dump_yaml, parse_yaml
 from had.errors import RunFault, UserError
-from had.files import atomic_write_text, fsync_file
+from had.files import atomic_write_text, fsync_file, why_no_folder
 from had.training.checkpoints import checkpoint_step, latest_valid, require_valid, set_aside_after
 from had.training.locking import FolderLock
 from had.training.metrics_log import append_record, read_metrics, truncate_metrics
@@ -93,6 +93,20 @@ class RunFolder:
                 run.resume_from = checkpoint
                 run.notes.append(f"Going on from {checkpoint}, of another run, whose log stays there.")
         return run
+
+    @classmethod
+    def check_free(cls, path: str | os.PathLike[str], config: object) -> None:
+        """Refuse a folder that a new run could not use, before long work for it; nothing is made.
+
+        Raises
+        ------
+        had.errors.UserError
+            The folder is not empty, is a file, or lies below a file or below a folder that may not be written.
+        """
+        run = cls(path)
+        run._check_new(config)
+        if reason := why_no_folder(path):
+            raise UserError(f"{path}: cannot be made a folder ({reason}); use another --out.")
 
     @classmethod
     def create(

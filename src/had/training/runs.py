@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from had.console import say
-from had.errors import RunFault
+from had.errors import RunFault, UserError
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
 from had.training.devices import keep_freed_memory, make_accelerator, set_threads
@@ -36,6 +36,11 @@ class RunOptions:
     """Only say what would be read, written and computed."""
     quiet: bool = False
     """No progress bar and no remarks."""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning with a UserError."""
+        if self.stop_after is not None and self.stop_after < 1:
+            raise UserError(f"--stop-after must be at least 1; got {self.stop_after}")
 
 
 class RunConfig(Protocol):
