@@ -332,6 +332,14 @@ def _random_texts(n: int, seed: int = 0) -> list[str]:
     return [row.tobytes().decode() for row in letters]
 
 
+def _odd_rows(n: int) -> list[str]:
+    """Different rows of 0 to 5 letters, of N alone, in lower case, with IUPAC letters."""
+    short = ["".join(letters) for k in range(1, 6) for letters in product("ACGT", repeat=k)]
+    different = list({min(text, _complement(text)): text for text in short}.values())
+    odd = ["", "RYK", *(text.lower().replace("t", "u") for text in different), *("N" * k for k in range(50, 90))]
+    return [odd[i] for i in np.random.default_rng(0).permutation(len(odd))[:n]]
+
+
 def _complement(text: str) -> str:
     return text[::-1].translate(str.maketrans("ACGT", "TGCA"))
 
@@ -377,8 +385,9 @@ def test_a_motif_at_one_place_is_told_from_one_anywhere() -> None:
     assert clear.z > 5
     assert not none.matters
     # Rows shorter than the windows, and without letters, are no fault.
-    short = position_evidence(["A", "", "N" * 50, "acgtu", "RYK"] * 120, targets, 20)
+    short = position_evidence(_odd_rows(600), targets, 20)
     assert short is not None
+    assert short.rows == 600
 
 
 def test_nothing_is_said_of_few_rows_or_of_equal_targets() -> None:
@@ -387,7 +396,48 @@ def test_nothing_is_said_of_few_rows_or_of_equal_targets() -> None:
     assert strand_evidence(texts[:199], wanted[:199]) is None
     assert strand_evidence(texts, np.ones((250, 1))) is None
     # Too short for a k-mer, or of N alone: no features, no evidence, and no fault.
-    found = strand_evidence(["A", "", "N" * 50, "acgtu", "RYK"] * 50, wanted)
+    found = strand_evidence(_odd_rows(250), wanted)
     assert found is not None
     assert not found.matters
     assert strand_evidence(texts, wanted) == strand_evidence(texts, wanted)
+    # Equal values whose deviation is not 0 in floating point.
+    assert strand_evidence(texts[:217], np.full((217, 1), 0.7)) is None
+    # One column is what a flat array of values is.
+    values = np.random.default_rng(5).normal(size=250)
+    assert strand_evidence(texts, values) == strand_evidence(texts, values[:, None])
+
+
+@pytest.mark.parametrize("copies", [2, 10])
+def test_copies_of_a_row_are_no_evidence(copies: int) -> None:
+    # Labels are drawn at random: what tells a copy by its neighbour's label has learnt nothing.
+    rng = np.random.default_rng(3)
+    texts, wanted = _random_texts(220, seed=4), rng.integers(0, 2, 220)
+    turned = [_complement(text) if i % 2 else text.lower() for i, text in enumerate(texts)]
+    rows = [row for copy in range(copies) for row in (turned if copy % 2 else texts)]
+    targets = np.tile(wanted, copies)[:, None] == np.arange(2)
+    order = rng.permutation(len(rows))
+    rows, targets = [rows[i] for i in order], targets[order]
+    for found in (position_evidence(rows, targets, 80), strand_evidence(rows, targets, 80)):
+        assert found is not None
+        assert found.rows == 220 * copies
+        assert not found.matters
+        assert not found.hurts
+    # Copies do not make few sequences many.
+    few = [row for row in texts[:150] for _ in range(copies)]
+    assert position_evidence(few, np.repeat(wanted[:150], copies)[:, None] == np.arange(2), 80) is None
+
+
+def test_copies_of_every_row_do_not_sharpen_what_is_there() -> None:
+    rng = np.random.default_rng(6)
+    wanted = rng.integers(0, 2, 300)
+    texts = []
+    for text, w in zip(_random_texts(300, seed=7), wanted, strict=True):
+        at = 30 if w and rng.random() < 0.4 else int(rng.integers(0, 70))
+        texts.append(f"{text[:at]}TATAAAAG{text[at:]}")
+    targets = wanted[:, None] == np.arange(2)
+    once = position_evidence(texts, targets, 88)
+    often = position_evidence(texts * 4, np.tile(targets, (4, 1)), 88)
+    assert once is not None
+    assert often is not None
+    # As many standard errors, about; four times the rows would give twice as many.
+    assert often.z < 1.5 * once.z

@@ -17,14 +17,24 @@ import numpy as np
 import pytest
 
 from had.errors import RunFault, UserError
-from had.evaluation import selection, units
-from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Unit, place_of, read_predictions, read_record
+from had.evaluation import report_sections, selection, units
+from had.evaluation.benchmark_folder import (
+    COLUMNS,
+    BenchmarkFolder,
+    Record,
+    Unit,
+    place_of,
+    read_predictions,
+    read_record,
+)
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.contestants import fit_configs, parse_models
 from had.evaluation.layouts import TaskFiles, need_task
 from had.evaluation.protocols import SUITES
+from had.evaluation.report_document import Table
 from had.metrics import mcc
 from had.training.finetuning_loop import Fit
+from had.training.finetuning_recipe import FitConfig
 from tests.evaluation.made_up_suites import TEACHER, make_rows, save_student, write_csv, write_gue
 
 # One short epoch: what is learnt does not matter here.
@@ -211,6 +221,44 @@ def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, t
     changed = [{**recipe, "optimizer": "muon"} for recipe in record.settings["recipes"]]
     with pytest.raises(UserError, match="another recipes"):
         folder.check("mouse/3", "cnn", {**record.settings, "recipes": changed})
+
+
+def test_scores_from_before_positions_are_not_mixed_with_those_that_know_them(base: Path) -> None:
+    folder = BenchmarkFolder(base / "run")
+    for model, mixes in (("cnn", True), ("teacher", True), ("had", False)):
+        record = folder.records_of("mouse/3", model)[0]
+        old = [{k: v for k, v in recipe.items() if k != "positions"} for recipe in record.settings["recipes"]]
+        older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
+        folder.records_of = lambda task, model, older=older: [older]  # type: ignore[method-assign]
+        if mixes:
+            folder.check("mouse/3", model, record.settings)
+        else:
+            with pytest.raises(UserError, match="another recipes"):
+                folder.check("mouse/3", model, record.settings)
+            without = [{**recipe, "positions": False} for recipe in record.settings["recipes"]]
+            folder.check("mouse/3", model, {**record.settings, "recipes": without})
+        del folder.records_of
+
+
+def test_the_table_of_recipes_names_the_tasks_and_muons_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = BenchmarkFolder(Path("nowhere"))
+    units_of = {"scratch": ("a", "b"), "cnn": ("b",)}
+    folder.rows = {Unit(task, model, 0): {} for model, tasks in units_of.items() for task in tasks}
+    recipe = dataclasses.asdict(FitConfig(muon_lr=1e-3))
+
+    def records_of(task: str, model: str) -> list[Record]:
+        if task not in units_of[model]:
+            return []
+        own = {**recipe, "optimizer": "adamw", "muon_lr": None} if model == "cnn" else recipe
+        return [Record({}, {"epochs": n}, {"kind": model, "recipes": [own]}) for n in (5, 10)]
+
+    monkeypatch.setattr(folder, "records_of", records_of)
+    (made,) = report_sections._recipes(folder)
+    assert isinstance(made, Table)
+    assert made.rows == [
+        ["scratch", "Muon and AdamW", "5, 10", "64", "0.005 (Muon 0.001)", "0.1", "5%", "0.99", "all"],
+        ["cnn", "AdamW", "5, 10", "64", "0.001", "0.1", "5%", "0.99", "b"],
+    ]
 
 
 def test_the_report_says_how_each_model_was_trained(base: Path) -> None:

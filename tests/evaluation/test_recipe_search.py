@@ -1,6 +1,7 @@
 """A search over recipes: the settings of a file, test rows out of reach, nothing computed twice, paired tables."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from had.errors import UserError
 from had.evaluation import recipe_search
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.recipe_search import SearchOptions, search
-from had.evaluation.recipe_settings import read_settings
+from had.evaluation.recipe_settings import read_settings, slug
 from had.evaluation.recipe_tables import as_markdown, summarise
 from had.training.finetuning_recipe import FitConfig
 from tests.evaluation.made_up_suites import save_student, write_gue
 
+QUICK = FitConfig(epochs=1, batch_size=24)
+FAST = FitConfig(epochs=1, batch_size=24, lr=1e-2)
 GRID = """
 common: {epochs: 1, batch_size: 24}
 settings:
@@ -113,6 +116,46 @@ def test_a_search_never_reads_test_rows_and_computes_nothing_twice(
         search(settings, tmp_path / "run", options(base, max_train_rows=30))
     with pytest.raises(UserError, match=r"default, seed 0 was made with another config\.epochs"):
         search({"default": FitConfig(epochs=2, batch_size=24)}, tmp_path / "run", options(base))
+
+
+def test_trials_of_other_names_and_damaged_or_older_ones(base: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "run", options(base, tasks=["tf/0"])
+    first = search({"default": QUICK, "lr 0.01": FAST}, out, given)
+    # The same folder under another name: the tables have the name of now.
+    renamed = search({"default": QUICK, "lr_0.01": FAST}, out, given)
+    assert [trial["setting"] for trial in renamed] == ["default", "lr_0.01"]
+    assert [trial["dev"] for trial in renamed] == [trial["dev"] for trial in first]
+    assert "| lr_0.01 |" in (out / "table.md").read_text()
+    place = out / "trials/tf__0/default/seed-0.json"
+    whole = json.loads(place.read_text())
+    # A version that knew no positions: its trial is none of the default that asks about them.
+    before = {key: value for key, value in whole["config"].items() if key != "positions"}
+    place.write_text(json.dumps({**whole, "config": before}))
+    with pytest.raises(UserError, match=r"another config\.positions \(False, now auto\)"):
+        search({"default": QUICK}, out, given)
+    (kept,) = search({"default": dataclasses.replace(QUICK, positions=False)}, out, given)
+    assert kept["dev"] == whole["dev"]
+    for damaged in ({key: value for key, value in whole.items() if key != "scores"}, [], "x", None):
+        place.write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="no readable trial"):
+            search({"default": QUICK}, out, given)
+    place.write_text(json.dumps(whole)[:100])
+    with pytest.raises(UserError, match="remove it to compute it again"):
+        search({"default": QUICK}, out, given)
+    with pytest.raises(UserError, match="--tasks names nothing"):
+        search({"default": QUICK}, out, options(base, tasks=[]))
+
+
+def test_names_of_settings_become_names_of_folders(tmp_path: Path) -> None:
+    assert [slug(name) for name in ("lr 0.01", "a/b", "..", ".")] == ["lr_0.01", "a_b", "_..", "_."]
+    long = [", ".join(f"{key} {i}" for key in ("label_smoothing", "weight_decay") * 20) for i in range(2)]
+    assert slug(long[0]) != slug(long[1])
+    for name in long:
+        (tmp_path / slug(name)).mkdir()
+    path = tmp_path / "grid.yaml"
+    path.write_text("grid: {lr: [], ema: [0.9]}")
+    with pytest.raises(UserError, match="lr needs a list of values"):
+        read_settings(path)
 
 
 def test_trials_that_diverge_are_told_and_wrong_options_refused(base: Path, tmp_path: Path) -> None:

@@ -97,8 +97,28 @@ def test_a_fresh_head_of_windows_starts_from_the_mean_and_is_saved(tmp_path: Pat
     again = HADForSequenceClassification.from_pretrained(tmp_path / "model")
     assert again.config.windows == 5
     np.testing.assert_array_equal(again.predict([text]), model.predict([text]))
-    with pytest.raises(ValueError, match="windows must not be negative"):
-        HADClassifierConfig(windows=-1)
+    for wrong in (-1, 2.5):
+        with pytest.raises(ValueError, match="windows must be a whole number and not negative"):
+            HADClassifierConfig(windows=wrong)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_of_padding_alone_and_a_config_without_windows_are_no_fault(model, tmp_path: Path, side: str) -> None:
+    batch = NucleotideTokenizer()([sequence(9, 1), sequence(3, 2)], padding_side=side)
+    ids, mask = batch["input_ids"], batch["attention_mask"].copy()
+    mask[1] = 0
+    with torch.no_grad():
+        pooled = model.pool(torch.as_tensor(ids), torch.as_tensor(mask))
+        assert (pooled[1] == 0).all()
+        assert pooled[0].isfinite().all()
+        both = model(ids, mask, conjoin=True).logits
+        torch.testing.assert_close(both[1], model.head.bias)
+    # What was written before there were windows.
+    values = model.config.to_dict()
+    del values["windows"]
+    assert HADClassifierConfig.from_dict(values).windows == 0
+    with pytest.raises(UserError, match="whole number"):
+        HADClassifierConfig.from_dict({**values, "windows": "6"})
 
 
 def test_conjoined_logits_are_the_mean_of_both_strands_and_equal_on_both(model) -> None:

@@ -1,9 +1,11 @@
 """Fine-tuning: splits that do not leak, batches, scores, and runs that can be repeated and resumed."""
 
 import dataclasses
+import gc
 import json
 import math
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,36 @@ def test_muon_repeats_and_resumes_bit_for_bit(folder: Path, tmp_path: Path, trai
     assert not torch.equal(then[name], adamw[name])
 
 
+def test_a_resumed_run_shows_strands_as_it_was_decided(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(folder / "data", training=dataclasses.replace(QUICK, rc_augment="auto"))
+    monkeypatch.setattr(finetuning_loop, "strands_of", lambda *_: Evidence(0.1, 3.01, 300))
+    once = finetune(made, tmp_path / "once", OPTIONS)
+    finetune(made, tmp_path / "resumed", dataclasses.replace(OPTIONS, stop_after=1))
+    # On another number of threads the same sums may end a hair below the threshold.
+    monkeypatch.setattr(finetuning_loop, "strands_of", lambda *_: Evidence(0.1, 2.99, 300))
+    again = finetune(made, tmp_path / "resumed", dataclasses.replace(OPTIONS, resume="auto"))
+    assert once["rc_augment"] is again["rc_augment"] is False
+    assert once["test"] == again["test"]
+    then, now = (load_file(tmp_path / name / "model/model.safetensors") for name in ("once", "resumed"))
+    assert all(torch.equal(then[name], now[name]) for name in then)
+
+
+def test_a_checkpoint_of_other_optimizers_is_refused_in_words(tmp_path: Path) -> None:
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+
+    def fit(optimizer: str) -> Fit:
+        model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+        training = FitConfig(epochs=1, optimizer=optimizer, rc_augment=False)
+        return Fit(model, data.train, data.valid, training, seed=0)
+
+    fit("muon").run(checkpoints=tmp_path / "states")
+    (place,) = (tmp_path / "states").glob("step-*")
+    with pytest.raises(UserError, match="a checkpoint of other optimizers"):
+        fit("adamw").run(resume_from=place)
+
+
 def test_muon_has_a_rate_of_its_own_and_needs_matrices(tmp_path: Path) -> None:
     data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
 
@@ -130,8 +162,10 @@ def test_muon_has_a_rate_of_its_own_and_needs_matrices(tmp_path: Path) -> None:
     moved = [float((found[matrix] - start[matrix]).norm()) for found in (same, faster)]
     assert moved[1] > 20 * moved[0] > 0
     assert float((faster[table] - start[table]).abs().max()) < 0.01
-    with pytest.raises(UserError, match="frozen student"):
+    with pytest.raises(UserError, match=r"frozen student.*--optimizer muon out"):
         config(tmp_path / "a.csv", freeze=True, training=FitConfig(optimizer="muon"))
+    with pytest.raises(UserError, match=r"frozen student.*training\.muon_lr out"):
+        config(tmp_path / "a.csv", freeze=True, training=FitConfig(muon_lr=1e-3))
     with pytest.raises(UserError, match="muon_lr goes with"):
         FitConfig(optimizer="adamw", muon_lr=1e-3)
 
@@ -181,6 +215,18 @@ def test_equal_rows_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(asked) == 3
     assert finetuning_evidence.windows_of("binary", train, False) == (0, None)
     assert finetuning_evidence.windows_of("binary", train, True)[0] > 0
+    # Between the settings of a search come other tasks; what is remembered holds no rows.
+    train = load_data(tmp_path / "a.csv").train
+    finetuning_evidence.windows_of("binary", train, "auto")
+    assert len(asked) == 3
+    sequences, targets = asked[0][:2]
+    assert [*sequences] == [decode(row) for row in train.codes]
+    assert targets.tolist() == (train.targets[:, None] == np.arange(2)).tolist()
+    gone = weakref.ref(train.codes[0])
+    asked.clear()
+    del train, sequences, targets
+    gc.collect()
+    assert gone() is None
     finetuning_evidence._positions.cache_clear()
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -222,6 +222,31 @@ def test_a_key_that_came_with_a_later_version_does_not_end_an_old_run(tmp_path: 
     create(tmp_path / "other", {**before, "removed": 1})
     with pytest.raises(UserError, match="removed is 1 there"):
         resume(tmp_path / "other", LaterConfig())
+
+
+@dataclass
+class ChangedSection:
+    """A section whose new key does something new by default."""
+
+    BEFORE: ClassVar[dict[str, Any]] = {"averaged": False}
+
+    lr: float = 1e-3
+    averaged: bool = True
+
+
+@dataclass
+class ChangedConfig:
+    """The config of a later version that does otherwise what it is not told."""
+
+    steps: int = 10
+    optimizer: ChangedSection = field(default_factory=ChangedSection)
+
+
+def test_an_old_run_is_not_one_with_the_defaults_of_keys_that_changed_what_is_done(tmp_path: Path) -> None:
+    create(tmp_path / "run", {"steps": 10, "optimizer": {"lr": 1e-3}})
+    with pytest.raises(UserError, match=r"optimizer\.averaged is False there and True here"):
+        resume(tmp_path / "run", ChangedConfig())
+    assert resume(tmp_path / "run", ChangedConfig(optimizer=ChangedSection(averaged=False))).notes
 
 
 def test_what_changes_no_result_may_differ_and_is_recorded(tmp_path: Path) -> None:

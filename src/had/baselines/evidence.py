@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
-from had.dna.alphabet import encode_bytes
+from had.dna.alphabet import N, encode_bytes, reverse_complement
 from had.dna.kmers import kmer_counts
 
 _KS = (3, 4, 5)
@@ -21,7 +21,7 @@ _FOLDS = 5
 _PENALTIES = (0.25, 0.75, 2.5)
 """Penalties per training row of standardised features."""
 _FEWEST = 200
-"""Rows below which nothing can be told."""
+"""Different sequences below which nothing can be told."""
 _MOST = 4_000
 """Rows, drawn at random, that are enough."""
 _CLEAR = 3.0
@@ -37,7 +37,7 @@ class Evidence(NamedTuple):
     gain: float
     """Share of the squared error that goes away; negative where knowing more only adds noise."""
     z: float
-    """The same difference in standard errors, paired by row."""
+    """The same difference in standard errors, paired by row; equal sequences are one observation."""
     rows: int
     """Rows looked at."""
 
@@ -60,7 +60,7 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0
     sequences
         n training sequences.
     targets
-        What they are labelled with, (n, K): an indicator for each class, or the value.
+        What they are labelled with, (n, K): an indicator for each class, or the value; (n,) is one value each.
     windows
         Above 0: the letters in so many equal shares of each sequence stand beside the k-mers, as one strand has them,
         or as the mean of both.
@@ -69,7 +69,8 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0
 
     Returns
     -------
-    The comparison, in cross-validation; None where there are too few rows, or where all targets are equal.
+    The comparison, in cross-validation; None where there are too few different sequences, or where all targets are
+    equal.
     """
 
     def features(texts: list[str]) -> tuple[Features, Features]:
@@ -107,15 +108,31 @@ def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, 
 def _compare(sequences: Sequence[str], targets: NDArray, seed: int, features: _Pair) -> Evidence | None:
     rng = np.random.default_rng([seed, 0x57A])
     chosen = rng.permutation(len(sequences))[:_MOST]
-    wanted = np.asarray(targets, dtype=np.float64)[chosen]
-    if len(chosen) < _FEWEST or not (spread := wanted.std(axis=0)).any():
+    texts = [sequences[i] for i in chosen]
+    first, group = _equal_rows(texts)
+    # Only what was drawn becomes numbers of 8 bytes: there may be many rows and classes.
+    wanted = np.asarray(targets)[chosen].reshape(len(chosen), -1).astype(np.float64)
+    if len(np.unique(group)) < _FEWEST or (wanted == wanted[:1]).all():
         return None
-    wanted = (wanted - wanted.mean(axis=0)) / spread.max()
-    less, more = (_errors(found, wanted, seed) for found in features([sequences[i] for i in chosen]))
+    wanted = (wanted - wanted.mean(axis=0)) / wanted.std(axis=0).max()
+    less, more = (_errors(found, wanted, first, seed) for found in features(texts))
     gained = less - more
-    error = gained.std() / len(gained) ** 0.5
-    gain = float(gained.mean() / less.mean()) if less.mean() > 0 else 0.0
-    return Evidence(gain, float(gained.mean() / error) if error > 0 else 0.0, len(chosen))
+    mean = gained.mean()
+    # Copies of a sequence are no new evidence, so that their differences go into one sum.
+    error = float((np.bincount(group, gained - mean) ** 2).sum() ** 0.5 / len(gained))
+    gain = float(mean / less.mean()) if less.mean() > 0 else 0.0
+    return Evidence(gain, float(mean / error) if error > 0 else 0.0, len(chosen))
+
+
+def _equal_rows(sequences: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the first copy of each row stands (n,), on either strand; and the same as a number from 0 on."""
+    seen: dict[bytes, int] = {}
+    first = np.zeros(len(sequences), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        # What is no nucleotide letter is refused, with its place, where k-mers are counted.
+        codes = np.minimum(encode_bytes(sequence.encode("ascii", "replace")), N)
+        first[row] = seen.setdefault(min(codes.tobytes(), reverse_complement(codes).tobytes()), row)
+    return first, np.unique(first, return_inverse=True)[1]
 
 
 def _kmers(sequences: Sequence[str], canonical: bool) -> Features:
@@ -134,10 +151,18 @@ def _letters_by_window(sequences: Sequence[str], windows: int) -> Features:
     return np.sqrt(counts)
 
 
-def _errors(features: Features, targets: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Squared error (n,) of each row, when it was held out, under the best penalty."""
+def _errors(
+    features: Features, targets: NDArray[np.float64], first: NDArray[np.int64], seed: int
+) -> NDArray[np.float64]:
+    """Squared error (n,) of each row, when it was held out with its copies, under the best penalty."""
+    fold = np.zeros(len(targets), dtype=np.int64)
+    for number, (_, held) in enumerate(KFold(_FOLDS, shuffle=True, random_state=seed).split(features)):
+        fold[held] = number
+    # A copy goes where the first one is: a row that was fitted is no test of what is known of the others.
+    fold = fold[first]
     found = np.zeros((len(_PENALTIES), len(targets)))
-    for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(features):
+    for number in np.unique(fold):
+        train, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         scaler = StandardScaler().fit(features[train])
         known, asked = scaler.transform(features[train]), scaler.transform(features[held])
         for which, penalty in enumerate(_PENALTIES):

@@ -37,6 +37,8 @@ COLUMNS = ("suite", "task", "model", "seed", "metric", "value", "n_train", "n_te
 SCORES, PREDICTIONS, ABOUT, UNFINISHED = "scores.csv", "predictions", "benchmark.json", "unfinished"
 KIND = "had benchmark"
 _METADATA = b"had"
+_WITHOUT_WINDOWS = ("teacher", "cnn")
+"""Fitted kinds whose heads never know positions, whatever their recipe says."""
 
 
 class Unit(NamedTuple):
@@ -261,9 +263,11 @@ def _unfinished(folder: Path, unit: Unit) -> Path:
 
 
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an older version with the keys of recipes that came since, at their defaults."""
-    recipes = [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]
-    return {**settings, "recipes": recipes}
+    """Settings of an older version with the keys of recipes that came since."""
+    recipes = settings.get("recipes", [])
+    if settings.get("kind") in _WITHOUT_WINDOWS:
+        recipes = [{"positions": FitConfig().positions, **recipe} for recipe in recipes]
+    return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in recipes]}
 
 
 def write_predictions(

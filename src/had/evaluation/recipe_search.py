@@ -47,6 +47,8 @@ TRIALS = "trials"
 _TABLE_SECONDS = 60.0
 _MADE_OF = ("config", "data", "model", "max_train_rows", "max_dev_rows")
 """What a trial's score depends on besides task and seed."""
+_TOLD = ("metric", "dev", "one_strand", "both_strands", "scores", "curve", "seconds", "note", "n_train", "n_dev")
+"""What the tables need of a trial."""
 
 
 @dataclass
@@ -219,6 +221,8 @@ def _trials(settings: Mapping[str, FitConfig], out: Path, options: SearchOptions
         )
     if options.jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {options.jobs}")
+    if not options.tasks:
+        raise UserError("--tasks names nothing; name tasks of the suite, comma-separated")
     if options.max_dev_rows is not None and options.max_dev_rows < 2:
         raise UserError(f"--max-dev-rows must be at least 2; got {options.max_dev_rows}")
     suite = find_suite(options.suite)
@@ -252,6 +256,8 @@ def _sorted_out(trials: Sequence[Trial], shelf: Shelf) -> tuple[list[dict[str, A
         try:
             result = json.loads(trial.place.read_text(encoding="utf-8"))
             then = {key: result[key] for key in _MADE_OF}
+            if absent := [key for key in _TOLD if key not in result]:
+                raise ValueError(f"no {absent[0]}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{trial.place}: is no readable trial ({error}); remove it to compute it again") from error
         then["config"] = with_later_keys(then["config"], trial.config)
@@ -262,7 +268,8 @@ def _sorted_out(trials: Sequence[Trial], shelf: Shelf) -> tuple[list[dict[str, A
                 f"{trial.out}: {trial.spec.task.name}, {trial.setting}, seed {trial.seed} was made with another {name} "
                 f"({str(was)[:24]}, now {str(here)[:24]}); use another --out, or another name for the setting"
             )
-        done.append(result)
+        # A setting may bear another name now that leads to the same file.
+        done.append({**result, "task": trial.spec.task.name, "setting": trial.setting, "seed": trial.seed})
     return done, left
 
 

@@ -1,5 +1,6 @@
 """The settings that a search compares: a YAML file becomes named recipes."""
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from had.training.finetuning_recipe import FitConfig
 
 DEFAULT = "default"
 _SECTIONS = ("common", "settings", "one_at_a_time", "grid")
+_LONGEST = 160
+"""Bytes of a folder's name; file systems take 255."""
 
 
 def read_settings(path: str | Path) -> dict[str, FitConfig]:
@@ -57,7 +60,7 @@ def read_settings(path: str | Path) -> dict[str, FitConfig]:
 
 
 def _listed(path: str | Path, key: str, values: Any) -> list[Any]:
-    if not isinstance(values, list):
+    if not isinstance(values, list) or not values:
         raise UserError(f"{path}: {key} needs a list of values such as [1, 2]")
     return values
 
@@ -70,4 +73,9 @@ def _name(changes: Mapping[str, Any]) -> str:
 
 def slug(name: str) -> str:
     """Name of a setting's folder."""
-    return re.sub(r"[^\w.+\-]+", "_", str(name))
+    text = re.sub(r"[^\w.+\-]+", "_", str(name))
+    # "." and ".." are other folders.
+    text = f"_{text}" if text.startswith(".") else text
+    if len(raw := text.encode()) <= _LONGEST:
+        return text
+    return f"{raw[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:12]}"

@@ -312,8 +312,7 @@ def _recipes(folder: BenchmarkFolder) -> list[Block]:
                 made.append(task)
     rows = []
     for line, made in found.items():
-        several = sum(other[0] == line[0] for other in found) > 1
-        rows.append([*line, ", ".join(made) if several else "all"])
+        rows.append([*line, "all" if made == tasks else ", ".join(made)])
     header = ["model", "optimizer", "epochs", "batch", "learning rate", "weight decay", "warm-up", "average", "tasks"]
     return [Table(header, rows)] if rows else []
 
@@ -322,11 +321,12 @@ def _recipe(recipes: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, A
     one = recipes[0]
     optimizer = {"auto": "Muon and AdamW", "muon": "Muon and AdamW"}.get(one.get("optimizer", "adamw"), "AdamW")
     rates = [RATES["muon" if optimizer != "AdamW" else "adamw"] if r["lr"] is None else r["lr"] for r in recipes]
+    matrices = one.get("muon_lr")
     return (
         optimizer,
-        ", ".join(sorted({str(fact["epochs"]) for fact in facts if "epochs" in fact})),
+        ", ".join(map(str, sorted({fact["epochs"] for fact in facts if "epochs" in fact}))),
         str(one["batch_size"]),
-        " or ".join(f"{rate:g}" for rate in rates),
+        " or ".join(f"{rate:g}" for rate in rates) + (f" (Muon {matrices:g})" if matrices else ""),
         f"{one['weight_decay']:g}",
         f"{one['warmup']:.0%}",
         f"{one['ema']:g}" if one["ema"] else "none",

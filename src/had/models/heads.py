@@ -70,8 +70,8 @@ class HADClassifierConfig(HeadConfig):
     def __post_init__(self) -> None:
         """Refuse what has no meaning with a ValueError."""
         super().__post_init__()
-        if self.windows < 0:
-            raise ValueError(f"windows must not be negative; got {self.windows}")
+        if not isinstance(self.windows, int) or self.windows < 0:
+            raise ValueError(f"windows must be a whole number and not negative; got {self.windows!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, as ``config.json`` holds them."""

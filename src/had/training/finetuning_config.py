@@ -58,9 +58,10 @@ class FinetuneConfig:
             raise UserError(f"seed must not be negative; got {self.seed}")
         if self.max_length < 1:
             raise UserError(f"max_length must be at least 1; got {self.max_length}")
+        if self.split not in ("auto", "locus", "random"):
+            raise UserError(f"--split is auto, locus or random; got {self.split!r}")
         if self.freeze and (self.training.optimizer == "muon" or self.training.muon_lr is not None):
-            raise UserError(
-                "a frozen student has no matrices for muon to train: leave --freeze or --optimizer muon out"
-            )
+            option = "--optimizer muon" if self.training.optimizer == "muon" else "training.muon_lr"
+            raise UserError(f"a frozen student has no matrices for muon to train: leave --freeze or {option} out")
         if self.freeze and self.training.positions is True:
             raise UserError("the head of a frozen student sees one mean: leave --freeze or training.positions out")

@@ -311,7 +311,7 @@ class Fit(Generic[Classifier]):
             states.append(state)
         key = None if self.best_key is None else [repr(value) for value in self.best_key]
         extra: dict[str, Any] = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_key": key}
-        extra |= {"optimizers": states, "seconds": self.seconds}
+        extra |= {"optimizers": states, "seconds": self.seconds, "rc_augment": self.rc_augment}
         save_checkpoint(folder, self.epoch * self.steps_per_epoch, tensors, extra, keep=1)
 
     def _load(self, path: Path) -> None:
@@ -325,10 +325,14 @@ class Fit(Generic[Classifier]):
             self.shadow.load_state_dict(named("average/"))
         except RuntimeError as error:
             raise UserError(f"{path}: is a checkpoint of another model; use another --out") from error
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise UserError(f"{path}: is a checkpoint of other optimizers; use another --out")
         self.best = named("best/")
         for i, (optimizer, saved) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
             own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}
             restore_optimizer(optimizer, self.model.named_parameters(), own, saved, prefix=f"optimizer{i}")
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
+        # As it was decided then: sums on another number of threads may fall on the other side of a threshold.
+        self.rc_augment = bool(state.get("rc_augment", self.rc_augment))
         self.seconds = self.seconds_before = float(state.get("seconds", 0.0))
         self.best_key = tuple(float(value) for value in state["best_key"]) if state["best_key"] else None  # type: ignore[assignment]

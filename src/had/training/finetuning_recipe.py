@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from had.errors import UserError
 from had.training.finetuning_scores import LETTERS_PER_PASS
@@ -28,6 +28,9 @@ _LEAST_STEPS = 150
 @dataclass
 class FitConfig:
     """How a model is fine-tuned; the defaults are meant for every task."""
+
+    BEFORE: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "positions": False}
+    """What was done before there were these keys: a stored recipe without them is not one with their defaults."""
 
     epochs: int | None = None
     """Passes over the training rows of the whole schedule; null: 5 (20 of a frozen student), and more where these are

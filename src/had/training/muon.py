@@ -1,7 +1,7 @@
 """Muon: momentum whose update is orthogonalised (Jordan et al. 2024, "Muon: An optimizer for hidden layers").
 
 torch's own (≥ 2.9) multiplies in bfloat16, which is many times slower than float32 on CPUs without bfloat16
-instructions, so here the product's dtype follows the device. [ours]: off by default in the student's recipes.
+instructions, so here the product's dtype follows the device. [ours]: off by default in pre-training, on in fine-tuning.
 """
 
 from collections.abc import Iterable

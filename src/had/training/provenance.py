@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, get_type_hints
 
 from had.config import build, dump_yaml, parse_yaml
 from had.errors import UserError
@@ -30,16 +30,26 @@ def differences(then: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, A
 
 
 def with_later_keys(then: Any, config: object) -> Any:
-    """Give a stored config the keys that came with later versions, at their defaults.
+    """Give a stored config the keys that came with later versions, as runs were made before.
 
-    Only where ``config``, that of now, is a dataclass that the stored one still fits; else it stays as it is.
+    That is their defaults, and where these changed what is done, what the dataclass's ``BEFORE`` names by key. Only
+    where ``config``, that of now, is a dataclass that the stored one still fits; else it stays as it is.
     """
     if not dataclasses.is_dataclass(config) or not isinstance(then, Mapping):
         return then
     try:
-        return parse_yaml(dump_yaml(build(type(config), then, "config")), "config")
+        return parse_yaml(dump_yaml(build(type(config), _as_it_was(type(config), then), "config")), "config")
     except UserError:
         return then
+
+
+def _as_it_was(cls: type, then: Mapping[str, Any]) -> dict[str, Any]:
+    values = {**getattr(cls, "BEFORE", {}), **then}
+    hints = get_type_hints(cls)
+    for name, section in then.items():
+        if isinstance(section, Mapping) and dataclasses.is_dataclass(inner := hints.get(name)):
+            values[name] = _as_it_was(inner, section)  # type: ignore[arg-type]
+    return values
 
 
 def circumstances(
