@@ -165,7 +165,7 @@ def test_other_folders_and_impossible_configs_are_refused(tmp_path: Path) -> Non
     from had.models.student import HADModel
 
     HADModel(SMALL).save_pretrained(tmp_path / "student")
-    with pytest.raises(UserError, match="describes a model of type 'had'"):
+    with pytest.raises(UserError, match="holds a pre-trained student, which predicts nothing of yours yet"):
         HADForSequenceClassification.from_pretrained(tmp_path / "student")
     with pytest.raises(ValueError, match="one name"):
         HADClassifierConfig("multiclass", ["a", "a"])
