@@ -277,6 +277,9 @@ def test_the_recipe_of_finetuning_stands_in_the_report_as_it_is(base: Path, tmp_
 
 
 def test_an_untrained_probe_has_the_sizes_of_the_student(base: Path) -> None:
+    report = (base / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| untrained | a frozen student and a linear probe, fresh weights |" in report
+    assert "| probe | a frozen student and a linear probe |" in report
     facts = [read_record(place_of(base / "run", Unit("mouse/3", name, 0))).facts for name in ("probe", "untrained")]
     assert facts[0]["parameters"] - facts[0]["parameters_trained"] < 20_000
     assert facts[0]["parameters"] - facts[0]["parameters_trained"] == (

@@ -22,7 +22,7 @@ from had.evaluation.report_sections import (
     summary,
     tasks,
 )
-from had.evaluation.report_tables import TaskTable, collect, model_kinds, reference_model
+from had.evaluation.report_tables import TaskTable, collect, model_kinds, reference_model, untrained_models
 from had.evaluation.suite_data import TaskData
 from had.files import atomic_write_bytes, atomic_write_text
 
@@ -91,7 +91,7 @@ def write_report(
         atomic_write_bytes(folder.path / picture.path, picture.data)
     title = f"{suite.title}: {', '.join(kinds)}"
     blocks = [
-        *opening(suite, tables, kinds, title),
+        *opening(suite, tables, kinds, untrained_models(folder), title),
         *summary(tables, list(kinds), pictures[:1]),
         *groups(tables, list(kinds)),
         *paired(tables, reference, pictures[1:]),

@@ -1,7 +1,7 @@
 """The sections of a benchmark's report, each as blocks made of the tables."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable,
 from had.training.finetuning_recipe import RATES
 
 
-def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], title: str) -> list[Block]:
+def opening(
+    suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], untrained: Collection[str], title: str
+) -> list[Block]:
     """What the models and marks are, and how to read the numbers."""
     used = {mark for table in tables for mark in table.grade}
     used |= {mark for table in tables for ours in table.ours for mark in ours.marks}
@@ -30,7 +32,10 @@ def opening(suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str],
             "the largest minus the smallest over seeds. Differences smaller than that range, or than the intervals of "
             "the paired picture, are noise."
         ),
-        Table(["model", "what it is"], [[name, _kind(kind)] for name, kind in kinds.items()]),
+        Table(
+            ["model", "what it is"],
+            [[name, _kind(kind) + (", fresh weights" if name in untrained else "")] for name, kind in kinds.items()],
+        ),
         *([Table(["mark", "means"], legend)] if legend else []),
     ]
 

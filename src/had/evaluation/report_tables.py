@@ -12,6 +12,7 @@ from had.assets import PUBLISHED_SCORES
 from had.bootstrap import Interval
 from had.console import progress
 from had.evaluation.benchmark_folder import BenchmarkFolder, Predictions, read_predictions
+from had.evaluation.contestants import UNTRAINED
 from had.evaluation.overlap import Overlap, overlap_of
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.resampling import paired_interval
@@ -214,6 +215,16 @@ def model_kinds(folder: BenchmarkFolder) -> dict[str, str]:
             known = folder.records_of(unit.task, unit.model)
             kinds[unit.model] = known[0].settings["kind"] if known else ""
     return kinds
+
+
+def untrained_models(folder: BenchmarkFolder) -> set[str]:
+    """Names of the frozen students of fresh weights, whose settings have sizes where others have a checksum."""
+    settings = {unit.model: record.settings for unit in folder.rows for record in folder.records_of(*unit[:2])[:1]}
+    return {
+        name
+        for name, of in settings.items()
+        if of["kind"] == "probe" and (of["model"] == UNTRAINED or of["model"].startswith("{"))
+    }
 
 
 def _table(
