@@ -225,19 +225,14 @@ def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, t
 
 def test_scores_from_before_positions_are_not_mixed_with_those_that_know_them(base: Path) -> None:
     folder = BenchmarkFolder(base / "run")
-    for model, mixes in (("cnn", True), ("teacher", True), ("had", False)):
-        record = folder.records_of("mouse/3", model)[0]
-        old = [{k: v for k, v in recipe.items() if k != "positions"} for recipe in record.settings["recipes"]]
-        older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
-        folder.records_of = lambda task, model, older=older: [older]  # type: ignore[method-assign]
-        if mixes:
-            folder.check("mouse/3", model, record.settings)
-        else:
-            with pytest.raises(UserError, match="another recipes"):
-                folder.check("mouse/3", model, record.settings)
-            without = [{**recipe, "positions": False} for recipe in record.settings["recipes"]]
-            folder.check("mouse/3", model, {**record.settings, "recipes": without})
-        del folder.records_of
+    record = folder.records_of("mouse/3", "had")[0]
+    old = [{k: v for k, v in recipe.items() if k != "positions"} for recipe in record.settings["recipes"]]
+    older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
+    folder.records_of = lambda task, model: [older]  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="another recipes"):
+        folder.check("mouse/3", "had", record.settings)
+    without = [{**recipe, "positions": False} for recipe in record.settings["recipes"]]
+    folder.check("mouse/3", "had", {**record.settings, "recipes": without})
 
 
 def test_the_table_of_recipes_names_the_tasks_and_muons_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,6 @@ COLUMNS = ("suite", "task", "model", "seed", "metric", "value", "n_train", "n_te
 SCORES, PREDICTIONS, ABOUT, UNFINISHED = "scores.csv", "predictions", "benchmark.json", "unfinished"
 KIND = "had benchmark"
 _METADATA = b"had"
-_WITHOUT_WINDOWS = ("teacher", "cnn")
-"""Fitted kinds whose heads never know positions, whatever their recipe says."""
 
 
 class Unit(NamedTuple):
@@ -264,10 +262,7 @@ def _unfinished(folder: Path, unit: Unit) -> Path:
 
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an older version with the keys of recipes that came since."""
-    recipes = settings.get("recipes", [])
-    if settings.get("kind") in _WITHOUT_WINDOWS:
-        recipes = [{"positions": FitConfig().positions, **recipe} for recipe in recipes]
-    return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in recipes]}
+    return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]}
 
 
 def write_predictions(
