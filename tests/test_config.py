@@ -165,7 +165,7 @@ def test_a_wrong_override_is_named(override: str) -> None:
     assert repr(override) in str(caught.value)
 
 
-texts = st.text(max_size=12) | st.sampled_from(["1e-3", "no", "null", "~", "", "0x1", "1_0", "1:30", "=", "<<"])
+texts = st.text(max_size=12) | st.sampled_from(["1e-3", "no", "null", "~", "", "0x1", "1_0", "1:30", "=", "<<", "\x85"])
 
 
 @settings(max_examples=50, deadline=None)

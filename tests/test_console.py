@@ -54,6 +54,23 @@ def test_setting_up_twice_says_things_once(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "had: once\n"
 
 
+class Gone(io.StringIO):
+    """The end of a pipe whose reader went away."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("listener", [None, Gone()])
+def test_work_goes_on_where_nobody_listens(monkeypatch: pytest.MonkeyPatch, listener: io.StringIO | None) -> None:
+    console.setup_logging()
+    monkeypatch.setattr(sys, "stderr", listener)
+    console.say("hello")
+    logging.getLogger("had").warning("careful")
+    with console.progress(10, "reading") as advance:
+        advance(10)
+
+
 def test_only_the_first_of_many_processes_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

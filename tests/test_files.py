@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_link_is_written_through_and_permissions_follow_the_umask(tmp_path: Pa
     assert (tmp_path / "link").is_symlink()
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    if os.name != "posix":
+        pytest.skip("pipes of POSIX")
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        reader = pool.submit((tmp_path / "pipe").read_bytes)
+        files.atomic_write_bytes(tmp_path / "pipe", b"x")
+        assert reader.result(60) == b"x"
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
 
 
 def test_the_sum_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Windows used at most, evenly spaced; default: all of the split.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of masks and resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of masks and resampling.", min=0, max=2**53)] = 0,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -282,7 +282,7 @@ def finetune(
     from had.config import apply_overrides, build, load_recipe
     from had.console import setup_logging
     from had.training.finetuning import finetune as run
-    from had.training.finetuning_config import FinetuneConfig
+    from had.training.finetuning_config import SCRATCH, FinetuneConfig
     from had.training.runs import RunOptions
 
     setup_logging(quiet)
@@ -311,6 +311,9 @@ def finetune(
     training = {k: v for k, v in {"epochs": epochs, "lr": lr, "optimizer": optimizer}.items() if v is not None}
     lay_over(values, "training", training)
     config = build(FinetuneConfig, values, "options")
+    sizes = next((change for change in changes if change.startswith("student.")), None)
+    if sizes and config.model != SCRATCH:
+        raise UserError(f"{sizes} is of fresh weights: {config.model} has its own sizes; name --model {SCRATCH}")
     run(config, out, RunOptions(resume, stop_after, device, threads, dry_run, quiet))
 
 

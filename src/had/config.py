@@ -16,10 +16,14 @@ from had.errors import UserError
 from had.schema import FieldDescription, build, describe, did_you_mean, name_value, to_dict
 from had.yaml_text import format_yaml, parse_yaml
 
+LARGEST_SEED = 2**53
+"""Seeds that follow from one another stay below what PyTorch takes, and JSON readers keep them exactly."""
+
 __all__ = [
     "FieldDescription",
     "apply_overrides",
     "build",
+    "check_seed",
     "describe",
     "dump_yaml",
     "load_recipe",
@@ -124,6 +128,12 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 )
         section[parts[-1]] = value
     return result
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that generators do not take, with a UserError."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"a seed is a whole number from 0 to {LARGEST_SEED}; got {seed}")
 
 
 def dump_yaml(config: object) -> str:

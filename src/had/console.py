@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -67,7 +68,7 @@ def progress(total: int | None, description: str, unit: str = "it", quiet: bool 
     """
     if quiet or _state["quiet"] or not _is_first_process():
         return Progress()
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         return _Bar(total, description, unit)
     return _Lines(total, description, unit)
 
@@ -172,14 +173,21 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         if _is_first_process() or record.levelno >= logging.ERROR:
-            tqdm.write(f"had: {level}{record.getMessage()}", file=sys.stderr)
+            _to_stderr(f"had: {level}{record.getMessage()}")
 
 
 def _write(text: str) -> None:
-    # tqdm takes its bar away while it writes.
     if _is_first_process():
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        _to_stderr(text)
+
+
+def _to_stderr(text: str) -> None:
+    # Nobody listens where it is closed (None), or the reader of the pipe went away: no reason to end the work.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            # tqdm takes its bar away while it writes.
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
 
 
 def _is_first_process() -> bool:

@@ -29,6 +29,12 @@ def why_no_folder(path: str | os.PathLike[str]) -> str | None:
     return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {above}"
 
 
+def is_no_plain_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a device or pipe, such as /dev/stdout: written into, and never replaced by a file."""
+    path = Path(path)
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def temporary_name(path: str | os.PathLike[str]) -> Path:
     """Name a hidden sibling of `path` that no other process uses."""
     path = Path(path)
@@ -71,7 +77,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Parameters
     ----------
     path
-        Where to write; a symbolic link is written through. The folder must exist.
+        Where to write; a symbolic link is written through, a pipe or device written into. The folder must exist.
     data
         The whole new content.
 
@@ -83,6 +89,10 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.realpath(path))
     aside = temporary_name(target)
     try:
+        if is_no_plain_file(path):
+            with open(path, "wb") as device:
+                device.write(data)
+            return
         try:
             write_durably(aside, data)
             os.replace(aside, target)

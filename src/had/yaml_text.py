@@ -40,6 +40,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Unescaped, this line break of old terminals would be read back as a blank.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
 
 _RESOLVERS: list[tuple[str, re.Pattern[str], list[str]]] = [
     ("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
@@ -47,6 +51,7 @@ _RESOLVERS: list[tuple[str, re.Pattern[str], list[str]]] = [
     ("tag:yaml.org,2002:int", INT, list("-+0123456789")),
     ("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789")),
 ]
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)

@@ -145,6 +145,15 @@ def test_a_folder_has_one_mapping_for_all_its_splits(tmp_path: Path) -> None:
         read_splits(tmp_path / "empty")
 
 
+def test_files_of_splits_are_found_whatever_the_case_of_their_names(tmp_path: Path) -> None:
+    write(tmp_path / "Train.csv", "sequence,label\nAC,1\nGT,0\n")
+    write(tmp_path / "TEST.fa", ">a|1\nAC\n")
+    assert list(read_splits(tmp_path)) == ["train", "test"]
+    write(tmp_path / "test.tsv", "sequence\tlabel\nAC\t1\n")
+    with pytest.raises(UserError, match="keep one file for test"):
+        read_splits(tmp_path)
+
+
 def test_official_files_have_the_rows_their_manifest_says(shared: Path) -> None:
     splits = read_splits(shared / "data/benchmarks/gue/mouse/2")
     assert {name: len(data) for name, data in splits.items()} == {"train": 2620, "dev": 328, "test": 328}
@@ -198,6 +207,13 @@ def rows_of(*labels: str) -> list[LabelledRow]:
         (("a;b", "b", "c"), "auto", "multilabel", ("a", "b", "c")),
         (("0.5", "1.5"), "multiclass", "multiclass", ("0.5", "1.5")),
         (("0", "1"), "multiclass", "multiclass", ("0", "1")),
+        # Names of sub-clusters, which Python's float takes for 11 and 12; whole numbers with an exponent; plate wells.
+        (("1_1", "1_2", "2_1"), "auto", "multiclass", ("1_1", "1_2", "2_1")),
+        (("1e5", "2E+05", "7"), "auto", "multiclass", None),
+        (("1E5", "2E5", "A7"), "auto", "multiclass", ("1E5", "2E5", "A7")),
+        (("1e-5", "2", "7"), "auto", "regression", ("value",)),
+        (("1.5e30", "2", "7"), "auto", "regression", ("value",)),
+        (("9" * 30, "2"), "auto", "binary", ("2", "9" * 30)),
         (tuple(f"{i}bp" for i in range(120)), "auto", "multiclass", None),
         (tuple(str(i) for i in range(100)), "auto", "multiclass", None),
     ],
@@ -212,6 +228,7 @@ def test_the_task_follows_from_the_labels(labels, wanted, kind, classes) -> None
     ("labels", "wanted", "message"),
     [
         (tuple(str(i) for i in range(101)), "auto", "101 different whole numbers.*--task"),
+        (tuple(f"{i}e0" for i in range(101)), "auto", "101 different whole numbers.*--task"),
         (("1.5", "high"), "auto", "line 3: the label 'high' is no number"),
         (("1", "1"), "auto", "the one class '1'"),
         (("1", "2", "3"), "binary", "3 classes"),
@@ -223,6 +240,8 @@ def test_labels_that_fit_no_task_are_refused(labels, wanted, message) -> None:
         decide_task(rows_of(*labels), wanted, source="a.csv")
     with pytest.raises(UserError, match="line 3: the label 'x' is no finite number"):
         targets(rows_of("1", "x"), Task("regression", ("value",)))
+    with pytest.raises(UserError, match="line 2: the value 1e39 is too large"):
+        targets(rows_of("1e39", "1"), Task("regression", ("value",)))
 
 
 def test_labels_become_numbers_by_the_stored_mapping() -> None:
@@ -300,9 +319,10 @@ def test_coordinates_are_kept_beside_the_letters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", ["chrom,chromStart,chromEnd", "Chromosome,Start,End"])
 def test_coordinates_as_ucsc_and_pandas_write_them_are_read(tmp_path: Path, names: str) -> None:
     path = write(
-        tmp_path / "a.csv", f"sequence,label,{names}\nAC,1,chr1,5.0,7.0\nGT,0,,,\nGG,0,chr1,7,5\nGG,0,chr1,5.5,7\n"
+        tmp_path / "a.csv",
+        f"sequence,label,{names}\nAC,1,chr1,5.0,7.0\nGT,0,,,\nGG,0,chr1,7,5\nGG,0,chr1,5.5,7\nGG,0,chr1,99999,1e+05\n",
     )
-    assert [row.locus for row in usable_rows(path)[0]] == [("chr1", 5, 7), None, None, None]
+    assert [row.locus for row in usable_rows(path)[0]] == [("chr1", 5, 7), None, None, None, ("chr1", 99_999, 100_000)]
 
 
 def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: Path) -> None:
@@ -317,4 +337,4 @@ def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: 
         assert data.classes == ("neg", "pos")
         assert data.sequences == ("GGTT", "GGTT", "ACGT", "ACGT")
         assert data.labels.tolist() == [0, 0, 1, 1]
-    assert [row.id for row in usable_rows(tmp_path / "train")[0]] == ["2", "10", "2", "10"]
+    assert [row.id for row in usable_rows(tmp_path / "train")[0]] == ["neg/2", "neg/10", "pos/2", "pos/10"]

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -427,6 +428,23 @@ def test_a_rate_that_diverges_only_loses(base: Path, tmp_path: Path, monkeypatch
     facts = read_record(place_of(tmp_path / "run", Unit("mouse/3", "scratch", 0))).facts
     assert facts["lr"] == 1e-3
     assert facts["lr_validation"]["1e+30"] is None
+
+
+def test_a_task_that_nobody_named_and_cannot_be_run_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gue(tmp_path / "gue", ("mouse/3", "mouse/2"))
+    (tmp_path / "gue/mouse/2/test.csv").unlink()
+    made = options(tmp_path, model="student", teacher="bundled", seeds=1)
+    assert benchmark("gue", tmp_path / "run", made)["done"] == 1
+    assert re.search(r"mouse/2 is left out: .*has no test file", capsys.readouterr().err)
+    assert re.search(r"mouse/2 could not be run: .*has no test file", (tmp_path / "run/report.md").read_text())
+    with pytest.raises(UserError, match="has no test file"):
+        benchmark("gue", tmp_path / "other", dataclasses.replace(made, tasks=["mouse/2"]))
+    (tmp_path / "gue/mouse/3/test.csv").unlink()
+    with pytest.raises(UserError, match="has no test file"):
+        benchmark("gue", tmp_path / "other", made)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_dry_run_says_what_and_how_long_and_writes_nothing(

@@ -40,14 +40,18 @@ def gue_files(folder: Path, seed: int = 0) -> None:
         write_csv(folder / f"GUE/mouse_3/{name}.csv", make_rows(n, seed + n))
 
 
+def anything(folder: Path) -> bool:
+    return folder.is_dir()
+
+
 def test_the_commit_of_first_use_is_kept_when_the_branch_moves(hub: Path) -> None:
     first = put(hub, "leannmlindsey/GUE", FIRST, gue_files)
-    found = fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3")
+    found = fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3", anything)
     assert (found.path, found.commit) == (first, FIRST)
     put(hub, "leannmlindsey/GUE", SECOND, gue_files)
-    assert fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3").commit == FIRST
+    assert fetch("leannmlindsey/GUE", "main", ["*/mouse_3/*"], "mouse/3", anything).commit == FIRST
     # Another revision is another entry.
-    assert fetch("leannmlindsey/GUE", SECOND, ["*/mouse_3/*"], "mouse/3").commit == SECOND
+    assert fetch("leannmlindsey/GUE", SECOND, ["*/mouse_3/*"], "mouse/3", anything).commit == SECOND
     book = json.loads((Path(os.environ["HAD_CACHE"]) / "benchmarks/commits.json").read_text())
     assert book["leannmlindsey/GUE@main"] == {"commit": FIRST, "fetched": ["mouse/3"]}
 
@@ -62,18 +66,18 @@ def test_what_was_fetched_is_not_asked_for_again(hub: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", spy)
     put(hub, "o/n", FIRST, gue_files)
-    fetch("o/n", "main", None, "mouse/3")
-    fetch("o/n", "main", None, "mouse/3")
-    fetch("o/n", "main", None, "tf/0")
+    fetch("o/n", "main", None, "mouse/3", anything)
+    fetch("o/n", "main", None, "mouse/3", anything)
+    fetch("o/n", "main", None, "tf/0", anything)
     # The branch, then its commit from the cache, then the commit again for files not fetched yet.
     assert asked == [("main", False), (FIRST, True), (FIRST, False)]
 
 
 def test_a_repository_that_cannot_be_had_is_one_sentence(hub: Path) -> None:
     with pytest.raises(UserError, match=r"no/where at main is not in this machine's Hub cache .*hf download"):
-        fetch("no/where", "main", None, "x")
+        fetch("no/where", "main", None, "x", anything)
     with pytest.raises(UserError, match="write hub:owner/name"):
-        fetch("nowhere", "main", None, "x")
+        fetch("nowhere", "main", None, "x", anything)
     assert not (Path(os.environ["HAD_CACHE"]) / "benchmarks").exists()
 
 
@@ -95,3 +99,16 @@ def test_suites_with_a_repository_a_task(hub: Path, tmp_path: Path) -> None:
     put(hub, "me/copy", SECOND, gue_files)
     options = BenchmarkOptions("hub:me/copy", ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
     assert benchmark("gue", tmp_path / "copy", options)["done"] == 1
+
+
+def test_what_the_cache_lacks_is_not_noted_as_fetched(hub: Path, tmp_path: Path) -> None:
+    first = put(hub, "leannmlindsey/GUE", FIRST, gue_files)
+    options = BenchmarkOptions("hub", ["tf/0"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    with pytest.raises(UserError, match=f"at {FIRST} has no files of tf/0, or there is no network"):
+        benchmark("gue", tmp_path / "run", options)
+    # As if there were a network now, and the files came.
+    for name, n in (("train", 40), ("dev", 12), ("test", 12)):
+        write_csv(first / f"GUE/human_tf_0/{name}.csv", make_rows(n, n))
+    assert benchmark("gue", tmp_path / "run", options)["done"] == 1
+    book = json.loads((Path(os.environ["HAD_CACHE"]) / "benchmarks/commits.json").read_text())
+    assert book["leannmlindsey/GUE@main"]["fetched"] == ["tf/0"]

@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,14 +113,16 @@ def test_intervals_of_a_genome_are_read_on_their_strand(tmp_path: Path) -> None:
     genome = decode(np.random.default_rng(1).integers(0, 4, 100).astype(np.uint8))
     (tmp_path / "g.fa").write_text(f">chr1\n{genome}\n")
     lines = ["#c", "chr1\t10\t40\tx\t0\t+", "chr1\t10\t40\t.\t0\t-", "chr1\t90\t120\ty", "chr2\t0\t5", "chr1\t7\t7"]
+    lines.append("chr1\t-5\t30")
     (tmp_path / "a.bed").write_text("\n".join(lines) + "\n")
     run(model, tmp_path / "a.bed", tmp_path / "out.tsv", genome=tmp_path / "g.fa")
     rows = table(tmp_path / "out.tsv")
-    assert [row["id"] for row in rows] == ["x", "chr1:10-40", "y", "chr2:0-5", "chr1:7-7"]
+    assert [row["id"] for row in rows] == ["x", "chr1:10-40", "y", "chr2:0-5", "chr1:7-7", "chr1:-5-30"]
     other = decode(reverse_complement(encode_bytes(genome[10:40].encode())))
     assert float(rows[0]["p_yes"]) == pytest.approx(probability(model, genome[10:40]), abs=1e-5)
     assert float(rows[1]["p_yes"]) == pytest.approx(probability(model, other), abs=1e-5)
-    assert [bool(row["reason"]) for row in rows] == [False, False, True, True, True]
+    assert [bool(row["reason"]) for row in rows] == [False, False, True, True, True, True]
+    assert rows[5]["reason"] == "the interval begins before chr1"
     run(model, tmp_path / "a.bed", tmp_path / "out.bedgraph", genome=tmp_path / "g.fa")
     assert (tmp_path / "out.bedgraph").read_text().splitlines()[0] == f"chr1\t10\t40\t{rows[0]['p_yes']}"
     run(model, tmp_path / "a.bed", tmp_path / "out.bed", genome=tmp_path / "g.fa")
@@ -160,6 +164,54 @@ def test_a_format_that_is_not_written_and_a_model_that_was_not_fine_tuned_are_re
     HADModel(SMALL).save_pretrained(tmp_path / "student")
     with pytest.raises(UserError, match=r"a pre-trained student.*fine-tune it by had finetune"):
         run(tmp_path / "student", tmp_path / "a.fa", tmp_path / "out.tsv")
+
+
+def test_links_are_written_through_and_pipes_into(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    run(model, tmp_path / "a.fa", tmp_path / "plain.tsv")
+    expected = (tmp_path / "plain.tsv").read_bytes()
+    (tmp_path / "target.tsv").touch()
+    (tmp_path / "link.tsv").symlink_to("target.tsv")
+    run(model, tmp_path / "a.fa", tmp_path / "link.tsv")
+    assert (tmp_path / "link.tsv").is_symlink()
+    assert (tmp_path / "target.tsv").read_bytes() == expected
+    for name in ("pipe.tsv", "pipe.parquet"):
+        os.mkfifo(tmp_path / name)
+        with ThreadPoolExecutor() as pool:
+            reader = pool.submit((tmp_path / name).read_bytes)
+            run(model, tmp_path / "a.fa", tmp_path / name)
+            read = reader.result(60)
+        assert (tmp_path / name).is_fifo()
+        assert read == expected or read[:4] == read[-4:] == b"PAR1"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_label_is_not_looked_at_and_names_in_bed_are_one_word(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text(
+        'id\tsequence\tlabel\tsplit\tchrom\tstart\tend\n"a b\tc"\tACGT\tyes\tbed\tchr1\t3\t1e+01\n'
+    )
+    run(make_model(tmp_path), tmp_path / "a.tsv", tmp_path / "out.bed")
+    fields = (tmp_path / "out.bed").read_text().rstrip("\n").split("\t")
+    assert fields[:4] == ["chr1", "3", "10", "a_b_c"]
+    with pytest.raises(UserError, match=r"--track goes with a \.bedgraph or \.bed"):
+        run(make_model(tmp_path), tmp_path / "a.tsv", tmp_path / "out.tsv", track="yes")
+
+
+def test_values_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
+    model = HADForSequenceClassification.from_pretrained(make_model(tmp_path, "regression", ("value",)))
+    model.config.target_mean, model.config.target_scale = 1e9, 3.0
+    model.save_pretrained(tmp_path / "far")
+    rng = np.random.default_rng(0)
+    texts = [decode(rng.integers(0, 4, 30).astype(np.uint8)) for _ in range(8)]
+    (tmp_path / "a.fa").write_text("".join(f">s\n{text}\n" for text in texts))
+    run(tmp_path / "far", tmp_path / "a.fa", tmp_path / "out.tsv", conjoin=False)
+    with torch.no_grad():
+        logits = model(NucleotideTokenizer()(texts)["input_ids"]).logits[:, 0].double().numpy()
+    written = [float(row["value"]) for row in table(tmp_path / "out.tsv")]
+    np.testing.assert_allclose(written, 1e9 + 3 * logits, rtol=0, atol=0.006)
+    assert np.ptp(written) > 0.5
+    np.testing.assert_allclose(model.predict(texts)[:, 0], 1e9 + 3 * logits, rtol=0, atol=1e-4)
 
 
 def test_values_and_several_labels_have_their_columns(tmp_path: Path) -> None:

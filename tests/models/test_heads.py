@@ -147,7 +147,9 @@ def test_regression_gives_values_in_the_units_of_the_data() -> None:
     model = HADForSequenceClassification(config).eval()
     torch.nn.init.zeros_(model.head.weight)
     model.head.bias.data.fill_(0.5)
-    assert model(NucleotideTokenizer()(["ACGT"])["input_ids"]).logits.item() == pytest.approx(105.0)
+    logits = model(NucleotideTokenizer()(["ACGT"])["input_ids"]).logits
+    assert logits.item() == 0.5
+    assert model.probabilities(logits).item() == model.predict(["ACGT"]).item() == 105.0
 
 
 def test_a_saved_model_comes_back_with_its_classes_and_numbers(model, tmp_path: Path) -> None:

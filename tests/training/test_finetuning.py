@@ -371,6 +371,12 @@ def test_regression_multilabel_and_a_frozen_student_run(tmp_path: Path) -> None:
     assert report["task"] == "regression"
     assert report["metric"] == "pearson"
     assert (tmp_path / "regression/scatter.png").exists()
+    # The same values far from 0 are learnt as well, to the rounding of the values themselves.
+    rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
+    far = write_rows(tmp_path / "far.csv", [f"{letters},{10**9 + float(value):.2f}" for letters, value in rows])
+    assert finetune(config(far), tmp_path / "far", OPTIONS)["validation"] == pytest.approx(
+        report["validation"], rel=1e-3
+    )
     rows = [f"{sequence(rng, 0.9 if a else 0.1)},{a},{i % 3 == 0:d}" for i, a in enumerate([0, 1] * 24)]
     data = write_rows(tmp_path / "labels.csv", rows, "sequence,gc,third")
     report = finetune(config(data, labels=["third", "gc"]), tmp_path / "multilabel", OPTIONS)
@@ -407,6 +413,8 @@ def test_the_command_takes_a_recipe_under_its_options(
     facts = json.loads((tmp_path / "run/model/finetuning.json").read_text())
     then = dataclasses.asdict(QUICK)
     assert facts["training"] == {**then, "optimizer": "muon", "epochs": 1, "dropout": 0.3}
+    assert had_finetune(*recipe, "--model", "student", "student.hidden_size=32", "--out", str(tmp_path / "no")) == 2
+    assert "student has its own sizes; name --model scratch" in capsys.readouterr().err
     assert had_finetune(*recipe, "--optimizer", "sgd", "--out", str(tmp_path / "no")) == 2
     assert "one of auto, adamw, muon" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
@@ -439,8 +447,9 @@ def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) 
     short = dataclasses.replace(SMALL, max_length=100)
     with pytest.raises(UserError, match="a sequence of 150 bp, but the model reads up to 100; set max_length=100"):
         finetune(config(data, student=short), tmp_path / "run", OPTIONS)
-    with pytest.raises(UserError, match="seed must not be negative; got -1"):
-        config(data, seed=-1)
+    for seed in (-1, 2**64):
+        with pytest.raises(UserError, match=f"a seed is a whole number from 0 to .*; got {seed}"):
+            config(data, seed=seed)
     assert not (tmp_path / "run").exists()
 
 
@@ -544,6 +553,11 @@ def test_repeated_ids_are_counted_before_rows_are_held_out(tmp_path: Path) -> No
     rows = [f"s{i // 2},{sequence(rng, 0.5)},{i % 2}" for i in range(40)]
     data = load_data(write_rows(tmp_path / "a.csv", rows, "id,sequence,label"), split="random", valid_fraction=0.4)
     assert data.facts["train"]["duplicated_ids"] == 20
+    # Numbers that are those of their rows are names as well; rows without a name repeat nothing.
+    rows = [f"{i + 1 if i < 30 else i - 9},{row}" for i, row in enumerate(two_classes(40))]
+    data = load_data(write_rows(tmp_path / "b.csv", rows, "id,sequence,label"), split="random")
+    assert data.facts["train"]["duplicated_ids"] == 10
+    assert load_data(write_rows(tmp_path / "c.csv", two_classes(40))).facts["train"]["duplicated_ids"] == 0
 
 
 def test_validation_by_locus_never_overlaps_training(tmp_path: Path) -> None:
@@ -606,6 +620,10 @@ def test_a_split_column_is_the_users_split_and_classes_do_not_follow_row_order(t
     assert (len(data.train), len(data.valid), len(data.test or ())) == (10, 4, 6)
     turned = load_data(write_rows(tmp_path / "b.csv", rows[::-1], "sequence,label,split"))
     assert data.task == turned.task
+    rows = [*rows, ",rich,test", "ACGT,,valid"]
+    facts = load_data(write_rows(tmp_path / "d.csv", rows, "sequence,label,split")).facts
+    dropped = {name: facts[name]["dropped"] for name in ("train", "dev", "test")}
+    assert dropped == {"train": {}, "dev": {"a missing label": 1}, "test": {"an empty sequence": 1}}
     with pytest.raises(UserError, match="line 2: the split 'fold1'"):
         load_data(write_rows(tmp_path / "c.csv", ["ACGT,1,fold1"], "sequence,label,split"))
 

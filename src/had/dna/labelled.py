@@ -4,6 +4,7 @@ Only the sequence and the label are kept. Other columns (strand, coordinates, cl
 label away.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -31,6 +32,8 @@ class DroppedRow(NamedTuple):
     line: int
     """Line of the file, 1 for the header."""
     reason: str
+    split: str | None = None
+    """Content of a column ``split``."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,9 @@ def sort_out(
     dropped: list[DroppedRow] = []
     for record in records:
         if not record.sequence:
-            dropped.append(DroppedRow(record.line, "an empty sequence"))
+            dropped.append(DroppedRow(record.line, "an empty sequence", record.split))
         elif record.label is None or (not empty_label_is_one and record.label.lower() in MISSING):
-            dropped.append(DroppedRow(record.line, "a missing label"))
+            dropped.append(DroppedRow(record.line, "a missing label", record.split))
         else:
             _check_letters(path, record)
             label = plain_number(record.label)
@@ -190,21 +193,26 @@ def sort_out(
 def find_splits(folder: str | PathLike[str], none_is_an_error: bool = True) -> dict[str, Path]:
     """Find the train, dev and test files (or folders of classes) of a folder, those that are there, in this order.
 
+    Their names may be in any case.
+
     Raises
     ------
     UserError
         If there is none (unless that is no error), or one split has two files.
     """
     folder = Path(folder)
+    here: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        here[path.name.lower()].append(path)
     paths: dict[str, Path] = {}
     for split in SPLITS:
         found = [
             path
             for name in SPLIT_NAMES[split]
-            for suffix in _SUFFIXES
-            if (path := folder / f"{name}{suffix}").is_file()
+            for suffix in (*_SUFFIXES, "")
+            for path in here[f"{name}{suffix}"]
+            if (path.is_file() if suffix else any(path.glob("*/*.txt")))
         ]
-        found += [folder / name for name in SPLIT_NAMES[split] if any((folder / name).glob("*/*.txt"))]
         if len(found) > 1:
             raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
         if found:
@@ -217,7 +225,7 @@ def find_splits(folder: str | PathLike[str], none_is_an_error: bool = True) -> d
 def _check_letters(path: Path, record: Record) -> None:
     if (position := invalid_position(record.sequence)) is not None:
         # Of a folder of classes the line is only a number of a file: the file itself is named.
-        where = path / str(record.label) / f"{record.id}.txt" if path.is_dir() else f"{path}, line {record.line}"
+        where = path / f"{record.id}.txt" if path.is_dir() else f"{path}, line {record.line}"
         raise UserError(
             f"{where}: {record.sequence[position]!r} at position {position + 1} (0-based: {position}) of the sequence "
             "is no nucleotide letter; remove it or write N"

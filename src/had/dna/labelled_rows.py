@@ -20,7 +20,8 @@ _ID_COLUMNS = ("id", "name")
 _CONTIG_COLUMNS = ("chrom", "chr", "chromosome", "contig", "region", "seqname", "seqnames")
 _START_COLUMNS = ("start", "chromstart")
 _END_COLUMNS = ("end", "chromend")
-_WHOLE = re.compile(r"(\d+)(?:\.0*)?")
+_WHOLE = re.compile(r"\d+(\.0*)?|\d(\.\d*)?[eE]\+?\d{1,2}", re.ASCII)
+"""A coordinate: pandas writes a column of whole numbers with gaps as 100.0, R 100000 as 1e+05."""
 _LABEL_WORD = re.compile(r"(?:^|[\s|;])label=([^\s|]*)")
 _LETTERS = re.compile(r"[acgtun]{8,}")
 """A sequence, not the name of a column (names are in lower case)."""
@@ -57,7 +58,7 @@ class Record(NamedTuple):
     number: int
     """Number of the record, 1 for the first."""
     id: str
-    """Name in the file (column id or name, FASTA's first word), else the number."""
+    """Name in the file (column id or name, FASTA's first word); empty where it has none."""
     sequence: str
     """Letters as written, without surrounding blanks; may be empty."""
     label: str | None
@@ -69,6 +70,8 @@ class Record(NamedTuple):
     """Content of a column ``task``, where one file holds the rows of many tasks."""
     strand: str = "."
     """Of an interval whose letters were read from a genome: ``+`` or ``-``, as its file has it."""
+    problem: str = ""
+    """Why an interval has no letters; empty where it has."""
 
 
 def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label: bool = True) -> Iterator[Record]:
@@ -122,7 +125,7 @@ def _class_folder_records(folder: Path) -> Iterator[Record]:
         raise UserError(f"{folder} cannot be read: it is a folder without <class>/<id>.txt files; name a file")
     for number, path in enumerate(files, start=1):
         sequence = "".join("".join(text_lines(path)).split())
-        yield Record(number, number, path.stem, sequence, path.parent.name)
+        yield Record(number, number, f"{path.parent.name}/{path.stem}", sequence, path.parent.name)
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -194,13 +197,12 @@ class _Columns:
             return fields[place].strip() if place is not None and place < len(fields) else ""
 
         contig, *ends = (field(place) for place in self.locus)
-        # pandas writes a column of whole numbers with gaps as 100.0.
-        start, end = (int(found[1]) if (found := _WHOLE.fullmatch(text)) else -1 for text in ends)
+        start, end = (int(float(text)) if _WHOLE.fullmatch(text) else -1 for text in ends)
         located = contig and 0 <= start < end
         return Record(
             line,
             number,
-            field(self.id) or str(number),
+            field(self.id),
             field(self.sequence),
             self._several(field, line) if self.labels else None if self.label is None else field(self.label),
             Locus(contig, start, end) if located else None,
@@ -290,7 +292,7 @@ def _fasta_records(header: str, lines: Iterator[str], line: int, need_label: boo
 def _fasta_record(header: str, parts: Sequence[str], line: int, number: int, need_label: bool) -> Record:
     header = header[1:].strip()
     word = _LABEL_WORD.search(header)
-    name = (header.split() or [str(number)])[0]
+    name = (header.split() or [""])[0]
     label = None
     if word:
         label = word[1]
@@ -298,7 +300,7 @@ def _fasta_record(header: str, parts: Sequence[str], line: int, number: int, nee
     elif "|" in header:
         # The label may hold blanks (">seq 1|strong enhancer"); without labels to learn, the name stays whole.
         before, _, label = header.rpartition("|")
-        name = (before.split() or [str(number)])[0] if need_label else name
+        name = (before.split() or [""])[0] if need_label else name
     return Record(line, number, name, "".join(parts), None if label is None else label.strip())
 
 

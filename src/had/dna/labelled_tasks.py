@@ -21,7 +21,11 @@ UNSEEN = -1
 """Target of a row whose label no training row has: whatever is predicted is wrong."""
 MOST_INTEGERS = 100
 """More distinct integers than this may be classes or values: the user says which."""
+LARGEST_VALUE = 1e30
+"""Values of a regression beyond this cannot be squared in float32."""
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""What people write for numbers; Python's own `float` takes the class name 1_1 for eleven."""
 
 
 class LabelledRow(NamedTuple):
@@ -32,6 +36,7 @@ class LabelledRow(NamedTuple):
     sequence: str
     label: str
     id: str = ""
+    """Name in the file; empty where it has none."""
     locus: Locus | None = None
     split: str | None = None
 
@@ -64,8 +69,8 @@ def decide_task(
 ) -> Task:
     """Decide what the labels of the training rows are.
 
-    With ``auto``, labels with ``;`` (or several label columns) are multilabel; numbers of which one is not whole are
-    values; everything else is a class: binary with two of them, else multiclass.
+    With ``auto``, labels with ``;`` (or several label columns) are multilabel; numbers of which one is not whole
+    (1e5 is) are values; everything else is a class: binary with two of them, else multiclass.
 
     Raises
     ------
@@ -84,7 +89,7 @@ def decide_task(
     if wanted == "regression" or (wanted == "auto" and _has_fraction(rows, source)):
         return Task("regression", ("value",))
     classes = sorted_names({row.label for row in rows})
-    if wanted == "auto" and len(classes) > MOST_INTEGERS and all(WHOLE_NUMBER.fullmatch(name) for name in classes):
+    if wanted == "auto" and len(classes) > MOST_INTEGERS and all(_number(name) is not None for name in classes):
         raise UserError(
             f"{source} has {len(classes):,} different whole numbers as labels; say by --task regression or "
             "--task multiclass what they are"
@@ -139,24 +144,28 @@ def _parts(rows: Sequence[LabelledRow]) -> set[str]:
     return {part for row in rows for part in _split(row.label)}
 
 
+def is_fraction(label: str) -> bool:
+    """Whether a label is a number that is not whole, so a value and no class."""
+    value = _number(label)
+    # Of a larger float nobody knows the last digit.
+    exact = value is not None and value.is_integer() and abs(value) <= 2**53
+    return value is not None and not exact and not WHOLE_NUMBER.fullmatch(label)
+
+
 def _number(label: str) -> float | None:
-    try:
-        value = float(label)
-    except ValueError:
+    if not _NUMBER.fullmatch(label):
         return None
+    value = float(label)
     return value if math.isfinite(value) else None
 
 
 def _has_fraction(rows: Sequence[LabelledRow], source: str) -> bool:
     fraction = text = None
     for row in rows:
-        if WHOLE_NUMBER.fullmatch(row.label):
-            continue
-        value = _number(row.label)
-        if value is None:
-            text = text or row
-        else:
+        if is_fraction(row.label):
             fraction = fraction or row
+        elif _number(row.label) is None:
+            text = text or row
     if fraction and text:
         raise UserError(
             f"{source}, line {text.line}: the label {text.label!r} is no number, but {fraction.label!r} in line "
@@ -169,6 +178,11 @@ def _value(row: LabelledRow, source: str) -> float:
     value = _number(row.label)
     if value is None:
         raise UserError(f"{source}, line {row.line}: the label {row.label!r} is no finite number; mend the line")
+    if abs(value) > LARGEST_VALUE:
+        raise UserError(
+            f"{source}, line {row.line}: the value {row.label} is too large (at most {LARGEST_VALUE:g}); use other "
+            "units, or logarithms"
+        )
     return value
 
 

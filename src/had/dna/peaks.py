@@ -269,7 +269,10 @@ def peaks_with_background(
             for c, s, i, share in zip(where, place, each[found], shares[found], strict=True)
         ]
     if not background:
-        raise UserError(f"{genome.source}: no room for background beside the peaks of {path}; use shorter windows")
+        raise UserError(
+            f"{genome.source}: no room for background beside the peaks of {path} on the contigs that have peaks; use "
+            "shorter windows"
+        )
     if missing:
         notes.append(f"{missing:,} background regions could not be placed: the peaks leave too little of the genome")
     if far:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from had.config import check_seed
 from had.console import in_words, progress, say
 from had.errors import RunFault, UserError
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.contestants import Contestant, fit_configs, parse_models
 from had.evaluation.costs import Costs
 from had.evaluation.hub_data import fetch
-from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tasks_here
+from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, find_task, need_task, tasks_here
 from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite, smallest_first
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
@@ -100,17 +101,19 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     set_threads(threads)
     device = choose_device(options.device)
     contestants = parse_models(options.models, options.model, options.teacher)
-    specs, origin = _specs(suite, options)
+    specs, origin, left_out = _specs(suite, options)
     shelf = Shelf()
     look = BenchmarkFolder.look(out, suite.name)
     planned, there = _plan(look, specs, contestants, seeds, options, shelf, device)
     for line in _describe(suite, specs, contestants, seeds, planned, there, origin, options, shelf):
         say(line)
+    for name, reason in left_out.items():
+        say(f"  {name} is left out: {reason}")
     if options.dry_run:
         say(f"would write {out}/scores.csv, predictions and the report; nothing was written")
         return {"done": 0, "there": there, "report": []}
     facts = {"threads": torch.get_num_threads(), "jobs": options.jobs, "device": device.type, "source": origin}
-    facts |= {"machine": platform.machine(), "recipe": options.recipe, "split": options.split}
+    facts |= {"machine": platform.machine(), "recipe": options.recipe, "split": options.split, "left_out": left_out}
     folder = BenchmarkFolder.open(out, suite.name, facts)
     try:
         wanted = [Unit(spec.task.name, who.name, seed) for spec in specs for who in contestants for seed in seeds]
@@ -150,8 +153,7 @@ def _seeds(suite: Suite, options: BenchmarkOptions) -> tuple[int, ...]:
     count = suite.seeds if options.seeds is None else options.seeds
     if count < 1:
         raise UserError(f"--seeds must be at least 1; got {count}")
-    if options.first_seed < 0:
-        raise UserError(f"--seed must not be negative; got {options.first_seed}")
+    check_seed(options.first_seed)
     return tuple(range(options.first_seed, options.first_seed + count))
 
 
@@ -163,8 +165,8 @@ def _threads(options: BenchmarkOptions) -> int | None:
     return options.threads
 
 
-def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str]:
-    """The tasks with their files, and in words where these are from."""
+def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str, dict[str, str]]:
+    """The tasks with their files, where these are from in words, and why others that nobody named cannot be run."""
 
     def spec(folder: Path, task: BenchmarkTask, is_its_own: bool = False) -> TaskSpec:
         files = need_task(folder, suite, task, is_its_own=is_its_own)
@@ -172,8 +174,17 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
 
     if options.data != HUB and not options.data.startswith(f"{HUB}:"):
         folder = Path(options.data)
-        tasks = chosen_tasks(suite, options.tasks) if options.tasks else tasks_here(folder, suite)
-        return [spec(folder, task) for task in tasks], str(folder.resolve())
+        if options.tasks:
+            return [spec(folder, task) for task in chosen_tasks(suite, options.tasks)], str(folder.resolve()), {}
+        usable, left_out = [], {}
+        for task in tasks_here(folder, suite):
+            try:
+                usable.append(spec(folder, task))
+            except UserError as error:
+                left_out[task.name] = str(error)
+        if not usable:
+            raise UserError(next(iter(left_out.values())))
+        return usable, str(folder.resolve()), left_out
     named = options.data.partition(":")[2] or suite.hub
     tasks = chosen_tasks(suite, options.tasks) if options.tasks else smallest_first(suite.tasks)
     specs, commits = [], {}
@@ -181,10 +192,15 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
         own = "{task}" in named
         repository = named.format(task=task.name) if own else named
         patterns = [pattern.format(place=place) for pattern in HUB_PATTERNS for place in task.places]
-        found = fetch(repository, options.revision, None if own else [*patterns, *SHARED_PATTERNS], task.name)
+        has = partial(_has, suite, task, own)
+        found = fetch(repository, options.revision, None if own else [*patterns, *SHARED_PATTERNS], task.name, has)
         commits[repository] = found.commit
         specs.append(spec(found.path, task, own))
-    return specs, "Hugging Face Hub, " + ", ".join(f"{name} at {commit}" for name, commit in commits.items())
+    return specs, "Hugging Face Hub, " + ", ".join(f"{name} at {commit}" for name, commit in commits.items()), {}
+
+
+def _has(suite: Suite, task: BenchmarkTask, is_its_own: bool, folder: Path) -> bool:
+    return find_task(folder, suite, task, is_its_own=is_its_own) is not None
 
 
 def _plan(

@@ -6,7 +6,7 @@ benchmark does not change under its scores; what has been fetched is used withou
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ class HubFolder(NamedTuple):
     commit: str
 
 
-def fetch(repository: str, revision: str, patterns: Sequence[str] | None, what: str) -> HubFolder:
+def fetch(
+    repository: str, revision: str, patterns: Sequence[str] | None, what: str, has: Callable[[Path], bool]
+) -> HubFolder:
     """Get files of a data set repository, from the Hub's cache where they are there.
 
     Parameters
@@ -39,11 +41,13 @@ def fetch(repository: str, revision: str, patterns: Sequence[str] | None, what: 
         Which files (``fnmatch``); None: all.
     what
         Name of this choice of files, such as the task: what was fetched once is not asked for again.
+    has
+        Whether they are in a folder. Without a network the Hub's library gives what it has, which may be less.
 
     Raises
     ------
     UserError
-        If there is no such repository, or it is neither cached nor to be reached.
+        If there is no such repository or choice of files, or it is neither cached nor to be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -72,7 +76,8 @@ def fetch(repository: str, revision: str, patterns: Sequence[str] | None, what: 
             except OSError:
                 # The Hub's cache was emptied: fetch the same commit again.
                 folder = None
-        folder = folder or get(local=False)
+        if folder is None or not has(folder):
+            folder = get(local=False)
     except (OSError, HFValidationError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -81,10 +86,16 @@ def fetch(repository: str, revision: str, patterns: Sequence[str] | None, what: 
         ) from error
     if not _COMMIT.fullmatch(folder.name):
         raise UserError(f"{repository}: {folder} is no snapshot of one commit; empty the Hub's cache of it")
-    fetched = sorted({*entry.get("fetched", []), what})
+    found = has(folder)
+    fetched = sorted({*entry.get("fetched", []), what} if found else {*entry.get("fetched", [])} - {what})
     if entry != (new := {"commit": folder.name, "fetched": fetched}):
         book[key] = new
         _write(place, book)
+    if not found:
+        raise UserError(
+            f"{repository} at {folder.name} has no files of {what}, or there is no network and this machine's Hub "
+            "cache lacks them; look at the repository's page, or run this again where there is a network"
+        )
     return HubFolder(folder, repository, folder.name)
 
 

@@ -280,6 +280,9 @@ def missing(
                 texts.append(f"{table.task.name}, {model}: {len(row.values)} of {seeds} seeds")
     if seeds < suite.seeds:
         texts.append(f"the published protocol has {suite.seeds} seeds; here there are at most {seeds}")
+    for name, reason in folder.about["invocations"][-1].get("left_out", {}).items() if folder.about else ():
+        if name not in names:
+            texts.append(f"{name} could not be run: {reason}")
     if absent := [task.name for task in suite.tasks if task.name not in names]:
         texts.append(f"tasks of the suite that were not run: {', '.join(absent)}")
     return [Heading("What is not here"), Items(texts)] if texts else []

@@ -3,7 +3,6 @@
 The test file is opened by `TaskData.test` alone, once a model stands.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from had.dna.alphabet import encode_bytes
 from had.dna.labelled import DroppedRow
-from had.dna.labelled_tasks import UNSEEN, WHOLE_NUMBER, LabelledRow, Task, decide_task, targets, unseen_labels
+from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, is_fraction, targets, unseen_labels
 from had.errors import UserError
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
@@ -25,7 +24,6 @@ VALID_FRACTION = 0.1
 MAX_LENGTH = 10_000
 """Longer sequences are cut to their middle, in bp."""
 SPLITS = ("protocol", "locus")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def _refuse_other_tasks(source: str, rows: list[LabelledRow]) -> None:
     for row in rows:
         if ";" in row.label:
             kind = "several labels"
-        elif not WHOLE_NUMBER.fullmatch(row.label) and _NUMBER.fullmatch(row.label):
+        elif is_fraction(row.label):
             kind = "a value"
         else:
             continue

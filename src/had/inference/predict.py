@@ -1,5 +1,6 @@
 """`had predict`: a fine-tuned model over a file of sequences, a piece at a time, one row out for each record in."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -19,7 +20,7 @@ from had.dna.labelled import invalid_position
 from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
 from had.errors import UserError
 from had.files import why_no_folder
-from had.inference.prediction_files import Row, check_format, open_writer, track_shown
+from had.inference.prediction_files import Row, check_format, open_writer, track_shown, value_text
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_batches import Part
@@ -28,6 +29,7 @@ from had.training.finetuning_scores import predict_logits
 _RECORDS = 512
 _LETTERS = 1 << 20
 """Letters, and records, that are in memory at once (or one record)."""
+_WHOLE = re.compile(r"-?\d+", re.ASCII)
 _MOST_IDS = 2_000_000
 """Ids that are remembered to count repeated ones."""
 
@@ -173,7 +175,7 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
         text = text.rstrip("\r\n")
         # As had finetune reads peaks: what a model was made from can be predicted.
         fields = text.split("\t") if "\t" in text else text.split()
-        if len(fields) < 3 or not (fields[1].strip().isdecimal() and fields[2].strip().isdecimal()):
+        if len(fields) < 3 or not all(_WHOLE.fullmatch(field.strip()) for field in fields[1:3]):
             raise UserError(
                 f"{path}, line {line}: an interval is contig, start and end (whole numbers) separated by tabs; "
                 f"got {text.strip()[:60]!r}"
@@ -183,8 +185,7 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
         name = fields[3].strip() if len(fields) > 3 else ""
         identity = name if name not in ("", ".") else f"{locus.contig}:{locus.start}-{locus.end}"
         strand = fields[5].strip() if len(fields) > 5 and fields[5].strip() in ("+", "-") else "."
-        sequence = ""
-        problem = None
+        sequence = problem = ""
         try:
             contig = genome.contig(locus.contig)
         except UserError:
@@ -192,13 +193,14 @@ def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
         else:
             if locus.start >= locus.end:
                 problem = "an empty interval"
+            elif locus.start < 0:
+                problem = f"the interval begins before {locus.contig}"
             elif locus.end > contig.length:
                 problem = f"the interval ends behind {locus.contig} ({contig.length:,} bp)"
             else:
                 codes = np.asarray(genome.codes[contig.offset + locus.start : contig.offset + locus.end])
                 sequence = decode(reverse_complement(codes) if strand == "-" else codes)
-        # The place of a label carries what is wrong: an interval has none.
-        yield Record(line, number, identity, sequence, problem, locus, "bed", strand=strand)
+        yield Record(line, number, identity, sequence, None, locus, strand=strand, problem=problem)
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -216,8 +218,8 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
 
 def _why_not(record: Record, longest: int) -> tuple[str, str]:
     """Reason for no prediction, and its kind (to be counted); both empty where there is one."""
-    if record.split == "bed" and record.label:
-        return record.label, "the interval does not fit the genome"
+    if record.problem:
+        return record.problem, "the interval does not fit the genome"
     if not record.sequence:
         return "an empty sequence", "an empty sequence"
     if len(record.sequence) > longest:
@@ -242,7 +244,7 @@ def _rows(model: HADForSequenceClassification, chunk: Sequence[Record], conjoin:
         outputs[usable] = model.probabilities(torch.from_numpy(logits)).double().numpy()
     return [
         Row(
-            record.id,
+            record.id or str(record.number),
             _prediction(config.task, config.classes, output),
             output.tolist(),
             reason,
@@ -259,7 +261,7 @@ def _prediction(task: str, classes: Sequence[str], output: NDArray[np.float64]) 
     if np.isnan(output).any():
         return "NaN"
     if task == "regression":
-        return f"{output[0]:.6g}"
+        return value_text(output[0])
     if task == "multilabel":
         return ";".join(c for c, p in zip(classes, output, strict=True) if p >= 0.5)
     return classes[int(output.argmax())]

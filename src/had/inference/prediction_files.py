@@ -2,17 +2,16 @@
 
 import csv
 import gzip
-import io
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from had.dna.labelled_rows import Locus
 from had.errors import RunFault, UserError
-from had.files import fsync_file, temporary_name
+from had.files import fsync_file, is_no_plain_file, temporary_name
 
 
 class Row(NamedTuple):
@@ -45,7 +44,8 @@ def open_writer(path: Path, task: str, classes: Sequence[str], shown: int | None
     Parameters
     ----------
     path
-        ``.parquet``, ``.csv``, ``.bedgraph``, ``.bed``, anything else tab-separated; with ``.gz`` compressed.
+        ``.parquet``, ``.csv``, ``.bedgraph``, ``.bed``, anything else tab-separated; with ``.gz`` compressed. A
+        symbolic link is written through, a pipe or device written into.
     task, classes
         As the model's.
     shown
@@ -56,32 +56,40 @@ def open_writer(path: Path, task: str, classes: Sequence[str], shown: int | None
     RunFault
         If the system refused to write; nothing is left then.
     """
-    name = path.name.lower().removesuffix(".gz")
-    columns = ["value"] if task == "regression" else [f"p_{c}" for c in classes]
-    aside = temporary_name(path)
     try:
+        if is_no_plain_file(path):
+            with _open_table(path, path, task, classes, shown) as write:
+                yield write
+            return
+        target = Path(os.path.realpath(path))
+        aside = temporary_name(target)
         try:
-            if name.endswith(".parquet"):
-                with _parquet(aside, task, columns) as write:
-                    yield write
-            else:
-                packed = path.name.lower().endswith(".gz")
-                with (
-                    gzip.open(aside, "wt", encoding="utf-8", newline="")
-                    if packed
-                    else open(aside, "x", encoding="utf-8", newline="") as text
-                ):
-                    if shown is not None:
-                        yield _intervals(text, shown, name.endswith(".bed"))
-                    else:
-                        yield _table(text, "," if name.endswith(".csv") else "\t", columns)
+            with _open_table(aside, path, task, classes, shown) as write:
+                yield write
             fsync_file(aside)
-            os.replace(aside, path)
+            os.replace(aside, target)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise RunFault(f"{path}: could not be written ({error.strerror or error}); nothing was left there.") from error
+
+
+@contextmanager
+def _open_table(place: Path, named: Path, task: str, classes: Sequence[str], shown: int | None) -> Iterator[Write]:
+    """Write at a place in the format that another name asks for."""
+    name = named.name.lower().removesuffix(".gz")
+    columns = ["value"] if task == "regression" else [f"p_{c}" for c in classes]
+    if name.endswith(".parquet"):
+        with open(place, "wb") as raw, _parquet(raw, task, columns) as write:
+            yield write
+        return
+    packed = named.name.lower().endswith(".gz")
+    with (gzip.open if packed else open)(place, "wt", encoding="utf-8", newline="") as text:
+        if shown is not None:
+            yield _intervals(text, shown, task, name.endswith(".bed"))
+        else:
+            yield _table(text, "," if name.endswith(".csv") else "\t", task, columns)
 
 
 def check_format(path: Path) -> None:
@@ -108,6 +116,8 @@ def track_shown(path: Path, task: str, classes: Sequence[str], track: str | None
         If ``track`` is no class, or is needed.
     """
     if not path.name.lower().removesuffix(".gz").endswith((".bedgraph", ".bg", ".bed")):
+        if track is not None:
+            raise UserError(f"--track goes with a .bedgraph or .bed file; {path} holds all classes")
         return None
     if track is not None:
         if track not in classes:
@@ -120,23 +130,31 @@ def track_shown(path: Path, task: str, classes: Sequence[str], track: str | None
     raise UserError(f"{path}: name the class to show by --track ({', '.join(classes)})")
 
 
-def _table(text: Any, delimiter: str, columns: Sequence[str]) -> Write:
+def _table(text: Any, delimiter: str, task: str, columns: Sequence[str]) -> Write:
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(["id", "prediction", *columns, "reason"])
+    as_text = value_text if task == "regression" else probability_text
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
-            writer.writerow([row.id, row.prediction, *map(_number, row.outputs), row.reason])
+            writer.writerow([row.id, row.prediction, *map(as_text, row.outputs), row.reason])
 
     return write
 
 
-def _number(value: float) -> str:
+def probability_text(value: float) -> str:
+    """Write a probability with as many digits as it has."""
     return "NaN" if math.isnan(value) else f"{value:.6g}"
 
 
-def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
+def value_text(value: float) -> str:
+    """Write a value with digits enough for values that lie close together but far from 0."""
+    return "NaN" if math.isnan(value) else f"{value:.12g}"
+
+
+def _intervals(text: Any, shown: int, task: str, is_bed: bool) -> Write:
     """Lines for records that have coordinates and a prediction."""
+    as_text = value_text if task == "regression" else probability_text
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
@@ -146,15 +164,16 @@ def _intervals(text: io.TextIOBase, shown: int, is_bed: bool) -> Write:
             value = row.outputs[shown]
             if is_bed:
                 score = min(1000, max(0, round(1000 * value)))
-                text.write(f"{contig}\t{start}\t{end}\t{row.id}\t{score}\t{row.strand}\t{_number(value)}\n")
+                name = "_".join(row.id.split())
+                text.write(f"{contig}\t{start}\t{end}\t{name}\t{score}\t{row.strand}\t{as_text(value)}\n")
             else:
-                text.write(f"{contig}\t{start}\t{end}\t{_number(value)}\n")
+                text.write(f"{contig}\t{start}\t{end}\t{as_text(value)}\n")
 
     return write
 
 
 @contextmanager
-def _parquet(path: Path, task: str, columns: Sequence[str]) -> Iterator[Write]:
+def _parquet(raw: BinaryIO, task: str, columns: Sequence[str]) -> Iterator[Write]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -164,7 +183,7 @@ def _parquet(path: Path, task: str, columns: Sequence[str]) -> Iterator[Write]:
         + [(column, pa.float64()) for column in columns]
         + [("reason", pa.string())]
     )
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(raw, schema) as writer:
         kept: list[Row] = []
 
         def write(rows: Sequence[Row]) -> None:

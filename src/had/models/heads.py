@@ -39,7 +39,7 @@ class HeadConfig:
     conjoin: bool = False
     """Whether the logits are the mean over both strands."""
     target_mean: float = 0.0
-    """Regression: added to the output, which is in units of ``target_scale``."""
+    """Regression: mean of the training values."""
     target_scale: float = 1.0
     """Regression: standard deviation of the training values."""
 
@@ -100,7 +100,9 @@ class ClassifierOutput:
     """Result of a forward pass."""
 
     logits: Tensor
-    """(B, K): log-odds up to a constant per row (binary, multiclass), log-odds (multilabel), or value (regression)."""
+    """(B, K): log-odds up to a constant per row (binary, multiclass), log-odds (multilabel), or the value in standard
+    deviations of the training values from their mean (regression); `SequenceClassifier.probabilities` turns them over.
+    """
 
 
 def complement_ids(vocab_size: int) -> Tensor:
@@ -176,11 +178,8 @@ class SequenceClassifier(nn.Module):
         raise NotImplementedError
 
     def classify(self, pooled_BD: Tensor) -> Tensor:
-        """Logits (B, K) of pooled features (B, D); for regression in the units of the data."""
-        logits_BK = self.head(self.dropout(pooled_BD))
-        if self.config.task == "regression":
-            return logits_BK * self.config.target_scale + self.config.target_mean
-        return logits_BK
+        """Logits (B, K) of pooled features (B, D); for regression see `probabilities`."""
+        return self.head(self.dropout(pooled_BD))
 
     def forward(
         self,
@@ -213,9 +212,13 @@ class SequenceClassifier(nn.Module):
         return ClassifierOutput(logits_BK)
 
     def probabilities(self, logits_BK: Tensor) -> Tensor:
-        """Probability (B, K) of each class; each label's own for multilabel; the values themselves for regression."""
+        """Probability (B, K) of each class; each label's own for multilabel.
+
+        For regression the values, in float64 (on the CPU, since not every device has it): logits are in units of
+        ``config.target_scale`` from ``config.target_mean``, which float32 could not add without loss where it is large.
+        """
         if self.config.task == "regression":
-            return logits_BK
+            return logits_BK.cpu().double() * self.config.target_scale + self.config.target_mean
         return logits_BK.sigmoid() if self.config.task == "multilabel" else logits_BK.softmax(1)
 
 
@@ -300,14 +303,14 @@ class HADForSequenceClassification(SequenceClassifier):
 
     def predict(
         self, sequences: Sequence[str], batch_size: int = 32, both_strands: bool | None = None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.floating]:
         """Predict for DNA sequences: `had.models.prediction.predict` of this model, whose docstring has the details.
 
         Returns
         -------
         numpy.ndarray
             (n, K) float32 in the order of ``config.classes``: the probability of each class, of multilabel each label's
-            own, of regression the value (K = 1). A row of NaN for a sequence without any letter A, C, G or T.
+            own; of regression the value, float64 (K = 1). A row of NaN for a sequence without any letter A, C, G or T.
         """
         return predict(self, sequences, batch_size, both_strands)
 

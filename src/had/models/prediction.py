@@ -21,7 +21,7 @@ def predict(
     sequences: Sequence[str],
     batch_size: int = 32,
     both_strands: bool | None = None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating]:
     """Predict for DNA sequences.
 
     Parameters
@@ -39,7 +39,8 @@ def predict(
     -------
     numpy.ndarray
         (n, K) float32 in the order of ``sequences`` and of ``model.config.classes``: the probability of each class, of
-        multilabel each label's own, of regression the value (K = 1). NaN where a sequence has no letter A, C, G or T.
+        multilabel each label's own; of regression the value, float64 (K = 1). NaN where a sequence has no letter A, C,
+        G or T.
 
     Raises
     ------
@@ -67,7 +68,8 @@ def predict(
                 f"sequence {index} has {len(row):,} bp; the model reads up to {longest:,} bp: cut it, or predict for "
                 "windows of it"
             )
-    result = np.full((len(codes), len(model.config.classes)), np.nan, dtype=np.float32)
+    dtype = np.float64 if model.config.task == "regression" else np.float32
+    result = np.full((len(codes), len(model.config.classes)), np.nan, dtype=dtype)
     known = [index for index, row in enumerate(codes) if (row != N).any()]
     was_training = model.training
     model.eval()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from had.config import check_seed
 from had.errors import UserError
 from had.models.saving import DEFAULT_MODEL
 from had.models.student import HADConfig
@@ -54,8 +55,7 @@ class FinetuneConfig:
                 continue
             if not 0 <= value < 1 or (value == 0 and not least):
                 raise UserError(f"{name} is a share between 0 and 1; got {value}")
-        if self.seed < 0:
-            raise UserError(f"seed must not be negative; got {self.seed}")
+        check_seed(self.seed)
         if self.max_length < 1:
             raise UserError(f"max_length must be at least 1; got {self.max_length}")
         if self.split not in ("auto", "locus", "random"):

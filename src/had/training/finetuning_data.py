@@ -134,7 +134,7 @@ def prepare_rows(
         raise UserError(f"{source_of['train']} has no training row with a letter A, C, G or T ({looked_at})")
     decided = decide_task(given["train"], task, label_columns, source_of["train"])
     # Of all rows of a file, before some of them are held out.
-    ids = {name: Counter(row.id for row in rows if row.id != str(row.number)) for name, rows in given.items()}
+    ids = {name: Counter(row.id for row in rows if row.id) for name, rows in given.items()}
     own_dev = bool(given.get("dev"))
     if not own_dev:
         train, dev, how = hold_out(given["train"], decided, split, valid_fraction, seed, "validation", source)
@@ -180,7 +180,10 @@ def _read(
                 raise UserError(f"{path}, line {row.line}: the split {found} is none of train, dev, test; correct it")
             given[_SPLIT_NAMES[row.split]].append(row)
         given = {name: rows for name, rows in given.items() if rows or name == "train"}
-        dropped |= {name: [] for name in given if name not in dropped}
+        left_out = dropped["train"]
+        dropped = {name: [] for name in given}
+        for one in left_out:
+            dropped.get(_SPLIT_NAMES.get(one.split or "", "train"), dropped["train"]).append(one)
     return given, dropped, digests
 
 

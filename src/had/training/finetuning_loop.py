@@ -25,6 +25,7 @@ from had.training.finetuning_evidence import strands_of
 from had.training.finetuning_recipe import RATES, FitConfig, chosen_metric, schedule_epochs
 from had.training.finetuning_scores import (
     Diverged,
+    in_logit_units,
     or_worst,
     pooled_features,
     predict_logits,
@@ -65,7 +66,7 @@ def _loss_sum(model: SequenceClassifier, logits: Tensor, y: Tensor, smoothing: f
     """Sum over rows of the weighted loss."""
     task = model.config.task
     if task == "regression":
-        return (((logits[:, 0] - y) / model.config.target_scale) ** 2).sum()
+        return ((logits[:, 0] - y) ** 2).sum()
     if task == "multilabel":
         smooth = y * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="none").mean(1).sum()
@@ -231,7 +232,7 @@ class Fit(Generic[Classifier]):
             for chosen in self._passes(batch):
                 with self._autocast():
                     logits = self._training_logits(chosen, rng, cut)
-                y = torch.from_numpy(self.train.targets[chosen])
+                y = torch.from_numpy(in_logit_units(self.model, self.train.targets[chosen]))
                 # Not every device has float64.
                 y = (y.float() if y.is_floating_point() else y).to(model.device)
                 loss = _loss_sum(model, logits.float(), y, config.label_smoothing, self.class_weights) / len(batch)

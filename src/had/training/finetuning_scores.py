@@ -35,6 +35,13 @@ def pooled_features(model: SequenceClassifier, part: Part, letters: int = LETTER
     return features
 
 
+def in_logit_units(model: SequenceClassifier, targets: NDArray) -> NDArray:
+    """Targets as the loss compares them with logits: values of a regression in the units of its logits."""
+    if model.config.task != "regression":
+        return targets
+    return (targets - model.config.target_mean) / model.config.target_scale
+
+
 @torch.inference_mode()
 def predict_logits(
     model: SequenceClassifier, part: Part, conjoin: bool, letters: int = LETTERS_PER_PASS
@@ -73,9 +80,9 @@ def score_logits(model: SequenceClassifier, targets: NDArray, logits: NDArray) -
         raise Diverged("the model's outputs are not finite: lower lr and start into a new --out")
     task, tensor = model.config.task, torch.from_numpy(np.asarray(logits, dtype=np.float32))
     if task == "regression":
-        values = logits[:, 0].astype(np.float64)
-        scale = model.config.target_scale**2
-        return {**metrics.compute(task, targets, values), "loss": metrics.mse(targets, values) / scale}
+        values = model.probabilities(tensor)[:, 0].numpy()
+        loss = metrics.mse(in_logit_units(model, targets), logits[:, 0].astype(np.float64))
+        return {**metrics.compute(task, targets, values), "loss": loss}
     probabilities = model.probabilities(tensor).numpy().astype(np.float64)
     if task == "multilabel":
         true = targets.astype(np.int64)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from had.config import check_seed
 from had.models.cached_teacher import CachedTeacher
 from had.models.student import HADConfig, HADModel
 from had.models.teacher_loading import load_teacher
@@ -50,6 +51,10 @@ class PretrainConfig:
     """Losses and ablations."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Steps, batches, optimizer, checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that cannot be one with a UserError."""
+        check_seed(self.seed)
 
 
 def pretrain(config: PretrainConfig, out: Path, options: RunOptions) -> int:

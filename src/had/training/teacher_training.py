@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from had.baselines.markov import MarkovModel
+from had.config import check_seed
 from had.console import say
 from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
 from had.training.data import DataConfig, WindowData
@@ -38,6 +39,10 @@ class TeacherTrainingConfig:
     """The network."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Steps, batches, optimizer, checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that cannot be one with a UserError."""
+        check_seed(self.seed)
 
 
 def make_teacher(config: TeacherModelConfig, data: WindowData, seed: int) -> NucleotideTransformer:
