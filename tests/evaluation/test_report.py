@@ -62,6 +62,7 @@ def add(
         "rows_in_test_file": found.n_test or n,
         "trained_on_dev": False,
         "capped": False,
+        "validation": 0.5,
         "seed_changes_nothing": False,
         **facts,
     }
@@ -170,7 +171,9 @@ def test_scores_without_test_rows_that_stand_in_train(tmp_path: Path) -> None:
     kept = found.probabilities[:22].argmax(1)
     (row,) = [r for r in rows_of((tmp_path / "run/report.csv").read_text()) if r["is_ours"] == "1"]
     assert float(row["mean_without_same"]) == pytest.approx(metrics.mcc(found.targets[:22], kept), abs=1e-6)
+    assert float(row["validation"]) == pytest.approx(found.record.facts["validation"], abs=1e-6)
     text = (tmp_path / "run/report.md").read_text()
+    assert f"| 1 | {found.record.facts['validation']:.3f} |" in text
     assert "| mouse/3 ≠ " in text or "| mouse/3 ≠ |" in text
     assert "2 same, 0 near, of 24" in text
     # Another test file is another question.

@@ -32,7 +32,7 @@ _SCORES_CAPTION = (
     "black line: the best of these."
 )
 CSV_COLUMNS = (
-    *("suite", "group", "task", "metric", "model", "is_ours", "mean", "range", "seeds", "parameters"),
+    *("suite", "group", "task", "metric", "model", "is_ours", "mean", "range", "seeds", "validation", "parameters"),
     *("train_seconds", "train_bp_per_second", "test_bp_per_second", "mean_without_same", "mean_without_near"),
     *("comparable", "why_not", "marks", "source"),
 )
@@ -122,6 +122,7 @@ def _as_csv(suite: Suite, tables: Sequence[TaskTable]) -> str:
                     "mean": number(row.mean, 6),
                     "range": number(row.spread, 6),
                     "seeds": len(row.values),
+                    "validation": number(row.validation, 6),
                     "parameters": row.parameters if row.parameters is not None else "",
                     "train_seconds": number(row.train_seconds, 2),
                     "train_bp_per_second": number(row.train_bp_per_second, 0),

@@ -206,7 +206,11 @@ def _speed(value: float | None) -> str:
 
 def tasks(tables: Sequence[TaskTable]) -> list[Block]:
     """Each task's rows, ours among the published, best first."""
-    blocks: list[Block] = [Heading("Each task")]
+    text = (
+        "Validation: the mean score on the rows that chose the model. Where it is far from the test score, these rows "
+        "are few, or of another kind than the test rows, and choose worse."
+    )
+    blocks: list[Block] = [Heading("Each task"), Paragraph(text)]
     for table in tables:
         blocks.append(Heading(f"{table.task.name}{' ' + table.grade if table.grade else ''}", 3))
         if table.reasons:
@@ -220,6 +224,7 @@ def tasks(tables: Sequence[TaskTable]) -> list[Block]:
                     f"{row.mean:.3f}{row.marks}{' ' + table.grade if table.grade else ''}",
                     f"{row.spread:.3f}",
                     str(len(row.values)),
+                    number(row.validation),
                     _parameters(row.parameters),
                     "here",
                 ],
@@ -235,6 +240,7 @@ def tasks(tables: Sequence[TaskTable]) -> list[Block]:
                     f"{row.score:.3f}{row.marks}",
                     number(row.spread),
                     "not stated" if row.seeds is None else str(row.seeds),
+                    "",
                     _parameters(row.parameters),
                     row.source,
                 ],
@@ -242,9 +248,9 @@ def tasks(tables: Sequence[TaskTable]) -> list[Block]:
             for row in table.published
         ]
         lines.sort(key=lambda line: -line[0])
-        header = ["model", table.metric, "max − min", "seeds", "parameters", "source"]
+        header = ["model", table.metric, "max − min", "seeds", "validation", "parameters", "source"]
         strong = [i for i, line in enumerate(lines) if line[1]]
-        blocks.append(Table(header, [line[2] for line in lines], strong, numbers=(1, 2, 3, 4)))
+        blocks.append(Table(header, [line[2] for line in lines], strong, numbers=(1, 2, 3, 4, 5)))
         blocks.append(Items([f"{row.model}: {row.notes}" for row in table.ours if row.notes]))
     return blocks
 

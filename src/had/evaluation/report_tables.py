@@ -67,6 +67,8 @@ class OurScore:
     seed_changes_nothing: bool
     notes: str
     """Of the first seed."""
+    validation: float | None = None
+    """Mean score on the rows that chose the model."""
     without_same: float | None = None
     """Mean score on test rows whose letters, on either strand, are in no training row."""
     without_near: float | None = None
@@ -297,6 +299,7 @@ def _ours(
         sum(fact["test_bp"] for fact in facts) / test if test else None,
         bool(facts) and all(fact["seed_changes_nothing"] for fact in facts),
         notes,
+        float(np.mean([fact["validation"] for fact in facts])) if facts else None,
         without(overlap.same if overlap else None),
         without(overlap.near if overlap else None),
     )
