@@ -147,7 +147,7 @@ def test_means_ranges_and_marks(folder: BenchmarkFolder) -> None:
     assert "| all tasks here by mcc | 1 of 2 |" in text
     assert "tf/0 ~: smaller training set (5 of 32,378 rows)" in text
     for said in (
-        "tf/0: kmer was not run",
+        "kmer was not run on tf/0",
         "mouse/3, kmer: 2 of 3 seeds",
         "no row of scratch",
         "no row of cnn",

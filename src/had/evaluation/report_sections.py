@@ -273,17 +273,16 @@ def missing(
     ]
     seeds = max((len(row.values) for table in tables for row in table.ours), default=0)
     kinds = model_kinds(folder)
-    models = list(kinds)
     for kind in ("scratch", "kmer", "cnn"):
         if kind not in kinds.values():
             texts.append(f"no row of {kind} ({_kind(kind)}): a score means little without this floor")
+    for model in kinds:
+        if lacking := [table.task.name for table in tables if table.of(model) is None]:
+            texts.append(f"{model} was not run on {', '.join(lacking)}")
     for table in tables:
-        for model in models:
-            row = table.of(model)
-            if row is None:
-                texts.append(f"{table.task.name}: {model} was not run")
-            elif len(row.values) < seeds:
-                texts.append(f"{table.task.name}, {model}: {len(row.values)} of {seeds} seeds")
+        for row in table.ours:
+            if len(row.values) < seeds:
+                texts.append(f"{table.task.name}, {row.model}: {len(row.values)} of {seeds} seeds")
     if seeds < suite.seeds:
         texts.append(f"the published protocol has {suite.seeds} seeds; here there are at most {seeds}")
     for name, reason in folder.about["invocations"][-1].get("left_out", {}).items() if folder.about else ():
