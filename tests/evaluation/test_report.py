@@ -13,6 +13,7 @@ from had.assets import PUBLISHED_SCORES
 from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Record, Unit, read_predictions, write_predictions
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.overlap import overlap_of
+from had.evaluation.pairs import pairs_of
 from had.evaluation.protocols import SUITES, BenchmarkTask
 from had.evaluation.report import write_report
 from had.evaluation.report_document import Heading, Items, Paragraph, Picture, Table, as_html, as_markdown
@@ -66,7 +67,7 @@ def add(
         "seed_changes_nothing": False,
         **facts,
     }
-    record = Record(dict(zip(COLUMNS, row, strict=True)), known, {"kind": kind})
+    record = Record(dict(zip(COLUMNS, row, strict=True)), known, {"kind": kind, "model": "student"})
     write_predictions(folder.place(record.unit), test, probabilities, ("0", "1"), record)
     folder.add(record)
 
@@ -257,7 +258,36 @@ def test_models_of_other_classes_are_not_paired(folder: BenchmarkFolder) -> None
     write_report(folder, GUE, lambda name: None)
     text = (folder.path / "report.md").read_text()
     assert "| a − b |" in text
-    assert "| a − c |" not in text
+    assert "a − c" not in text
+
+
+def test_the_fine_tuned_and_the_frozen_student_are_compared_with_what_is_like_them() -> None:
+    kinds = {"kmer": "kmer", "mine": "had", "fresh": "probe", "frozen": "probe", "nt": "teacher-probe", "cnn": "cnn"}
+    assert pairs_of(kinds, {"fresh"}) == {
+        "mine": ["kmer", "fresh", "frozen", "nt", "cnn"],
+        "frozen": ["kmer", "fresh", "nt"],
+    }
+    assert pairs_of({"a": "kmer", "b": "cnn"}, ()) == {"a": ["b"]}
+    assert pairs_of({"a": "probe", "b": "kmer"}, ()) == {"a": ["b"]}
+
+
+def test_pairs_of_frozen_models_have_a_table_a_picture_and_a_mean(folder: BenchmarkFolder) -> None:
+    targets = np.arange(40) % 2
+    wrong = np.where(np.arange(40) < 10, 1 - targets, targets)
+    for task in ("mouse/0", "mouse/2", "mouse/3", "tf/0", "tf/2"):
+        add(folder, task, "frozen", 0, targets, targets, "probe")
+        add(folder, task, "kmer", 0, targets, wrong if task != "tf/2" else targets)
+    add(folder, "tf/2", "mine", 0, targets, wrong, "had")
+    write_report(folder, GUE, lambda name: None)
+    text = (folder.path / "report.md").read_text()
+    assert "| frozen − kmer | mouse/3 | +0.500\\* | " in text
+    assert "| frozen − kmer | mean over 5 tasks | +0.400 | +0.200 … +0.500 | yes |" in text
+    # One task has the fine-tuned student: no mean, and no row of the others in its picture.
+    assert "| mine − kmer | tf/2 | -0.500\\* | " in text
+    assert "mine − kmer | mean" not in text
+    for name in ("differences", "differences-2"):
+        assert (folder.path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"(pictures/{name}.png)" in text
 
 
 def test_the_command_can_be_pasted_into_a_shell(folder: BenchmarkFolder) -> None:

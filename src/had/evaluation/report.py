@@ -7,9 +7,10 @@ from pathlib import Path
 
 from had.errors import RunFault
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
+from had.evaluation.pairs import ENOUGH_TASKS
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Picture, as_html, as_markdown
-from had.evaluation.report_pictures import ENOUGH_TASKS, draw_differences, draw_scores
+from had.evaluation.report_pictures import draw_differences, draw_scores
 from had.evaluation.report_sections import (
     costs,
     groups,
@@ -22,7 +23,7 @@ from had.evaluation.report_sections import (
     summary,
     tasks,
 )
-from had.evaluation.report_tables import TaskTable, collect, model_kinds, reference_model, untrained_models
+from had.evaluation.report_tables import TaskTable, collect, model_kinds, untrained_models
 from had.evaluation.suite_data import TaskData
 from had.files import atomic_write_bytes, atomic_write_text
 
@@ -74,27 +75,28 @@ def write_report(
         return []
     tables = collect(folder, suite, load, quiet)
     kinds = model_kinds(folder)
-    reference = reference_model(kinds)
-    scores, differences = draw_scores(tables), draw_differences(tables, reference)
     try:
         (folder.path / PICTURES).mkdir(exist_ok=True)
     except OSError as error:
         raise RunFault(f"{folder.path / PICTURES}: cannot be made ({error.strerror or error})") from error
-    pictures = [Picture(f"{PICTURES}/scores.png", scores, _SCORES_CAPTION)]
-    if differences is not None:
-        caption = (
-            f"{reference} minus each other model on the same test rows; bars: 95 % intervals over test rows, in the "
-            f"last row over tasks (from {ENOUGH_TASKS} tasks on); grey: not told apart from 0."
-        )
-        pictures.append(Picture(f"{PICTURES}/differences.png", differences, caption))
-    for picture in pictures:
+    scores = Picture(f"{PICTURES}/scores.png", draw_scores(tables), _SCORES_CAPTION)
+    differences: list[Picture] = []
+    for reference in dict.fromkeys(one.reference for table in tables for one in table.differences):
+        if data := draw_differences(tables, reference):
+            name = "differences" + (f"-{len(differences) + 1}" if differences else "")
+            caption = (
+                f"{reference} minus other models on the same test rows; bars: 95 % intervals over test rows, in the "
+                f"last row over tasks (from {ENOUGH_TASKS} tasks on); grey: not told apart from 0."
+            )
+            differences.append(Picture(f"{PICTURES}/{name}.png", data, caption))
+    for picture in (scores, *differences):
         atomic_write_bytes(folder.path / picture.path, picture.data)
     title = f"{suite.title}: {', '.join(kinds)}"
     blocks = [
         *opening(suite, tables, kinds, untrained_models(folder), title),
-        *summary(tables, list(kinds), pictures[:1]),
+        *summary(tables, list(kinds), [scores]),
         *groups(tables, list(kinds)),
-        *paired(tables, reference, pictures[1:]),
+        *paired(tables, differences),
         *overlaps(tables, list(kinds)),
         *costs(tables, kinds),
         *tasks(tables),

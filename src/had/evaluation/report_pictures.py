@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from had.bootstrap import bootstrap_mean
+from had.bootstrap import Interval
+from had.evaluation.pairs import mean_difference
 from had.evaluation.report_tables import TaskTable
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito); the shapes say it once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 _PUBLISHED = "0.62"
-ENOUGH_TASKS = 5
-"""An interval over fewer tasks would say nothing."""
 _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -84,32 +83,34 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
 
 
 def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | None:
-    """Reference minus each other model, task by task, with 95 % intervals over test rows, as PNG; None without any."""
-    others = list(dict.fromkeys(one.other for table in tables for one in table.differences))
+    """A model minus others, task by task, with 95 % intervals over test rows, as PNG; None without any.
+
+    Tasks that the model does not have are left out.
+    """
+    of_task = {
+        table.task.name: found
+        for table in tables
+        if (found := {one.other: one for one in table.differences if one.reference == reference})
+    }
+    others = list(dict.fromkeys(name for found in of_task.values() for name in found))
     if not others:
         return None
-    with_mean = len(tables) > 1
-    n = len(tables) + with_mean
+    with_mean = len(of_task) > 1
+    labels = [*of_task, *(["mean over tasks"] if with_mean else [])]
     columns = min(len(others), 4)
     rows = -(-len(others) // columns)
-    figure = _figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * n) * rows + 0.4)
-    every = [one.interval for table in tables for one in table.differences]
+    figure = _figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * len(labels)) * rows + 0.4)
+    every = [one.interval for found in of_task.values() for one in found.values()]
     reach = 1.05 * max([0.01, *(abs(edge) for one in every for edge in (one.low, one.high))])
     for number, other in enumerate(others):
         axes = figure.add_subplot(rows, columns, number + 1)
-        means = []
-        for y, table in enumerate(tables):
-            one = next((d.interval for d in table.differences if d.other == other), None)
-            if one is None:
-                continue
-            means.append(one.mean)
-            _interval(axes, y, one.mean, one.low, one.high, "o")
-        if with_mean and means:
-            mean = bootstrap_mean(means)
-            low, high = (mean.low, mean.high) if len(means) >= ENOUGH_TASKS else (mean.mean, mean.mean)
-            _interval(axes, len(tables), mean.mean, low, high, "D", sure=low != high and (low > 0 or high < 0))
-        labels = [table.task.name for table in tables] + (["mean over tasks"] if with_mean else [])
-        _plain(axes, labels if number % columns == 0 else [""] * n)
+        for y, found in enumerate(of_task.values()):
+            if other in found:
+                _interval(axes, y, found[other].interval, "o")
+        if with_mean:
+            mean = mean_difference([found[other] for found in of_task.values() if other in found])
+            _interval(axes, len(of_task), mean, "D")
+        _plain(axes, labels if number % columns == 0 else [""] * len(labels))
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_xlim(-reach, reach)
         axes.set_title(f"{reference} − {other}", fontsize=10)
@@ -117,8 +118,9 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
     return _png(figure)
 
 
-def _interval(axes: Any, y: float, mean: float, low: float, high: float, shape: str, sure: bool | None = None) -> None:
-    sure = low > 0 or high < 0 if sure is None else sure
-    colour = "0.5" if not sure else _COLOURS[0] if mean > 0 else _COLOURS[1]
-    axes.plot([low, high], [y, y], color=colour, linewidth=2.2, zorder=4)
-    axes.plot(mean, y, shape, color=colour, markersize=6, zorder=5)
+def _interval(axes: Any, y: float, interval: Interval, shape: str) -> None:
+    # Comparisons with NaN, where there is no interval, are false.
+    sure = interval.low > 0 or interval.high < 0
+    colour = "0.5" if not sure else _COLOURS[0] if interval.mean > 0 else _COLOURS[1]
+    axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=2.2, zorder=4)
+    axes.plot(interval.mean, y, shape, color=colour, markersize=6, zorder=5)

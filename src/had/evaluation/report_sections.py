@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from had.bootstrap import Interval
 from had.console import in_words
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.contestants import KINDS
 from had.evaluation.overlap import NEAR, K
+from had.evaluation.pairs import ENOUGH_TASKS, mean_difference
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table
 from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable, model_kinds
@@ -113,33 +115,35 @@ def _group_row(name: str, whole: list[TaskTable], common: list[TaskTable], model
     ]
 
 
-def _few(table: TaskTable, model: str) -> str:
-    row = table.of(model)
-    return FEW_SEEDS if row is not None and FEW_SEEDS in row.marks else ""
-
-
-def paired(tables: Sequence[TaskTable], reference: str, pictures: Sequence[Picture]) -> list[Block]:
-    """Differences of the reference to the others, with intervals."""
-    rows = [
-        [
-            table.task.name,
-            f"{reference} − {one.other}",
-            f"{one.interval.mean:+.3f}{_few(table, reference) or _few(table, one.other)}",
-            f"{one.interval.low:+.3f} … {one.interval.high:+.3f}",
-            "yes" if one.interval.low > 0 or one.interval.high < 0 else "no",
-        ]
-        for table in tables
-        for one in table.differences
-    ]
-    if not rows:
+def paired(tables: Sequence[TaskTable], pictures: Sequence[Picture]) -> list[Block]:
+    """Differences of models on the same test rows, with intervals."""
+    every = [(table, one) for table in tables for one in table.differences]
+    if not every:
         return []
+    rows = []
+    for reference, other in dict.fromkeys((one.reference, one.other) for _, one in every):
+        found = [(table, one) for table, one in every if (one.reference, one.other) == (reference, other)]
+        name = f"{reference} − {other}"
+        rows += [
+            [name, table.task.name, *_in_words(one.interval, table.few(reference) or table.few(other))]
+            for table, one in found
+        ]
+        if len(found) > 1:
+            rows.append([name, f"mean over {len(found)} tasks", *_in_words(mean_difference([one for _, one in found]))])
     text = (
-        "Both models' predictions on the same test rows, averaged over their seeds; 1,000 resamples of the test rows. "
-        "The interval says what another test set of this size would change; what another training run would change is "
-        "in the range over seeds."
+        "Both models' predictions on the same test rows, averaged over their seeds; 1,000 resamples of the test rows "
+        f"(of a mean over tasks: resamples of the tasks, from {ENOUGH_TASKS} on). The interval says what another test "
+        "set of this size would change; what another training run would change is in the range over seeds."
     )
-    header = ["task", "difference", "of means", "95 % interval", "told apart"]
+    header = ["difference", "task", "of means", "95 % interval", "told apart"]
     return [Heading("Paired differences"), Paragraph(text), *pictures, Table(header, rows, numbers=(2, 3))]
+
+
+def _in_words(interval: Interval, mark: str = "") -> list[str]:
+    if np.isnan(interval.low):
+        return [f"{interval.mean:+.3f}{mark}", "", ""]
+    sure = interval.low > 0 or interval.high < 0
+    return [f"{interval.mean:+.3f}{mark}", f"{interval.low:+.3f} … {interval.high:+.3f}", "yes" if sure else "no"]
 
 
 def overlaps(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
@@ -164,7 +168,7 @@ def overlaps(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
             "without same and near": lambda row: row.without_near,
         }
         for name, value in scored.items():
-            values = [f"{number(value(row))}{_few(table, m)}" if (row := table.of(m)) else "" for m in models]
+            values = [f"{number(value(row))}{table.few(m)}" if (row := table.of(m)) else "" for m in models]
             rows.append([table.task.name if name == "all rows" else "", counts, name, *values])
             counts = ""
     header = ["task", "test rows in train", "scored on", *models]

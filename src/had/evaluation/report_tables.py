@@ -1,7 +1,7 @@
 """What a benchmark's report is made of: our scores per task, the published ones, and whether they compare."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.assets import PUBLISHED_SCORES
-from had.bootstrap import Interval
 from had.console import progress
 from had.evaluation.benchmark_folder import BenchmarkFolder, Predictions, read_predictions
 from had.evaluation.contestants import UNTRAINED
 from had.evaluation.overlap import Overlap, overlap_of
+from had.evaluation.pairs import PairedDifference, paired_differences, pairs_of
 from had.evaluation.protocols import BenchmarkTask, Suite
-from had.evaluation.resampling import paired_interval
 from had.evaluation.suite_data import TaskData
 from had.evaluation.units import score
 
@@ -92,15 +91,6 @@ class OurScore:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """The reference model against another on one task."""
-
-    task: str
-    other: str
-    interval: Interval
-
-
-@dataclass(frozen=True)
 class TaskTable:
     """One task of the report."""
 
@@ -123,6 +113,11 @@ class TaskTable:
     def of(self, model: str) -> OurScore | None:
         """Our model of this name."""
         return next((row for row in self.ours if row.model == model), None)
+
+    def few(self, model: str) -> str:
+        """`FEW_SEEDS` where the model has fewer than enough seeds here, else empty."""
+        row = self.of(model)
+        return FEW_SEEDS if row is not None and FEW_SEEDS in row.marks else ""
 
 
 def published_scores(suite: Suite, task: BenchmarkTask) -> list[PublishedScore]:
@@ -176,11 +171,6 @@ def comparability(task: BenchmarkTask, facts: Mapping[str, object]) -> tuple[str
     return OTHER if other else CAUTION if caution else "", other + caution
 
 
-def reference_model(kinds: Mapping[str, str]) -> str:
-    """The model that others are compared with: the first fine-tuned student, else the first of all."""
-    return next((name for name, kind in kinds.items() if kind == "had"), next(iter(kinds)))
-
-
 def collect(
     folder: BenchmarkFolder, suite: Suite, load: Callable[[str], TaskData | None], quiet: bool = True
 ) -> list[TaskTable]:
@@ -201,10 +191,11 @@ def collect(
     order = {task.name: i for i, task in enumerate(suite.tasks)}
     names.sort(key=lambda name: order.get(name, len(order)))
     kinds = model_kinds(folder)
+    pairs = pairs_of(kinds, untrained_models(folder))
     tables = []
     with progress(len(names), "report", "tasks", quiet=quiet) as advance:
         for name in names:
-            tables.append(_table(folder, suite, suite.task(name), kinds, load))
+            tables.append(_table(folder, suite, suite.task(name), kinds, pairs, load))
             advance()
     return tables
 
@@ -234,6 +225,7 @@ def _table(
     suite: Suite,
     task: BenchmarkTask,
     kinds: Mapping[str, str],
+    pairs: Mapping[str, Sequence[str]],
     load: Callable[[str], TaskData | None],
 ) -> TaskTable:
     found: dict[str, dict[int, Predictions]] = {}
@@ -260,7 +252,7 @@ def _table(
         reasons,
         int(rows[0]["n_test"]),
         overlap,
-        _differences(task, found, reference_model(kinds)),
+        paired_differences(task, found, pairs),
     )
 
 
@@ -303,25 +295,3 @@ def _ours(
         without(overlap.same if overlap else None),
         without(overlap.near if overlap else None),
     )
-
-
-def _differences(
-    task: BenchmarkTask, found: Mapping[str, Mapping[int, Predictions]], reference: str
-) -> list[PairedDifference]:
-    if not found.get(reference):
-        return []
-    base = list(found[reference].values())
-    result = []
-    for model, seeds in found.items():
-        others = list(seeds.values())
-        # Other training rows, under another name, may have other classes: their ids would not mean the same.
-        rows_and_classes = {
-            (one.record.facts["test_sha256"], *one.record.facts.get("classes", ())) for one in base + others
-        }
-        if model == reference or not others or len(rows_and_classes) > 1:
-            continue
-        ours, theirs = (np.stack([one.probabilities.argmax(1) for one in many]) for many in (base, others))
-        n_classes = base[0].probabilities.shape[1]
-        interval = paired_interval(task.metric, base[0].targets, ours, theirs, n_classes)
-        result.append(PairedDifference(task.name, model, interval))
-    return result
