@@ -108,7 +108,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Windows used at most, evenly spaced; default: all of the split.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here, as JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of masks and resampling.", min=0, max=2**53)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of masks and resampling.")] = 0,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -119,7 +119,7 @@ def evaluate(
     """
     import json
 
-    from had.config import build
+    from had.config import build, check_seed
     from had.console import say, setup_logging
     from had.evaluation.held_out import evaluate_held_out
     from had.files import atomic_write_text
@@ -129,6 +129,7 @@ def evaluate(
 
     setup_logging(quiet)
     set_threads(threads)
+    check_seed(seed)
     if split not in ("test", "validation"):
         raise UserError(f"--split is test or validation; got {split!r}")
     files, wrong = files_and_overrides(genome, more)

@@ -16,9 +16,6 @@ from had.errors import UserError
 from had.schema import FieldDescription, build, describe, did_you_mean, name_value, to_dict
 from had.yaml_text import format_yaml, parse_yaml
 
-LARGEST_SEED = 2**53
-"""Seeds that follow from one another stay below what PyTorch takes, and JSON readers keep them exactly."""
-
 __all__ = [
     "FieldDescription",
     "apply_overrides",
@@ -31,6 +28,9 @@ __all__ = [
     "parse_yaml",
     "to_dict",
 ]
+
+LARGEST_SEED = 2**53
+"""Seeds that follow from one another stay below what PyTorch takes, and JSON readers keep them exactly."""
 
 
 def packaged_recipes() -> list[str]:

@@ -320,9 +320,16 @@ def test_coordinates_are_kept_beside_the_letters(tmp_path: Path) -> None:
 def test_coordinates_as_ucsc_and_pandas_write_them_are_read(tmp_path: Path, names: str) -> None:
     path = write(
         tmp_path / "a.csv",
-        f"sequence,label,{names}\nAC,1,chr1,5.0,7.0\nGT,0,,,\nGG,0,chr1,7,5\nGG,0,chr1,5.5,7\nGG,0,chr1,99999,1e+05\n",
+        f"sequence,label,{names}\nAC,1,chr1,5.0,7.0\nGT,0,,,\nGG,0,chr1,7,5\nGG,0,chr1,5.5,7\nGG,0,chr1,99999,1e+05\n"
+        f"GG,0,chr1,3,5.123e+01\nGG,0,chr1,3,{'9' * 400}\n",
     )
-    assert [row.locus for row in usable_rows(path)[0]] == [("chr1", 5, 7), None, None, None, ("chr1", 99_999, 100_000)]
+    assert [row.locus for row in usable_rows(path)[0]] == [
+        ("chr1", 5, 7),
+        *[None] * 3,
+        ("chr1", 99_999, 100_000),
+        None,
+        None,
+    ]
 
 
 def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ _ID_COLUMNS = ("id", "name")
 _CONTIG_COLUMNS = ("chrom", "chr", "chromosome", "contig", "region", "seqname", "seqnames")
 _START_COLUMNS = ("start", "chromstart")
 _END_COLUMNS = ("end", "chromend")
-_WHOLE = re.compile(r"\d+(\.0*)?|\d(\.\d*)?[eE]\+?\d{1,2}", re.ASCII)
-"""A coordinate: pandas writes a column of whole numbers with gaps as 100.0, R 100000 as 1e+05."""
+_COORDINATE = re.compile(r"\d{1,15}(\.0*)?|\d(\.\d*)?[eE]\+?0?\d", re.ASCII)
+"""pandas writes a column of whole numbers with gaps as 100.0, R 100000 as 1e+05."""
 _LABEL_WORD = re.compile(r"(?:^|[\s|;])label=([^\s|]*)")
 _LETTERS = re.compile(r"[acgtun]{8,}")
 """A sequence, not the name of a column (names are in lower case)."""
@@ -197,7 +197,7 @@ class _Columns:
             return fields[place].strip() if place is not None and place < len(fields) else ""
 
         contig, *ends = (field(place) for place in self.locus)
-        start, end = (int(float(text)) if _WHOLE.fullmatch(text) else -1 for text in ends)
+        start, end = map(_coordinate, ends)
         located = contig and 0 <= start < end
         return Record(
             line,
@@ -225,6 +225,12 @@ class _Columns:
                     f"holds {value!r}; write 0 or 1"
                 )
         return None if missing else ";".join(present)
+
+
+def _coordinate(text: str) -> int:
+    """The whole number that a cell holds, -1 where it holds none."""
+    value = float(text) if _COORDINATE.fullmatch(text) else -1.0
+    return int(value) if value.is_integer() else -1
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -143,7 +143,7 @@ def _table(text: Any, delimiter: str, task: str, columns: Sequence[str]) -> Writ
 
 
 def probability_text(value: float) -> str:
-    """Write a probability with as many digits as it has."""
+    """Write a probability; float32 has hardly more digits."""
     return "NaN" if math.isnan(value) else f"{value:.6g}"
 
 

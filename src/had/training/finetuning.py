@@ -180,8 +180,8 @@ def build_model(
     mean, scale = 0.0, 1.0
     if data.task.kind == "regression":
         mean, scale = float(data.train.targets.mean()), float(data.train.targets.std())
-        # The deviation of equal values need not be 0 in floating point.
-        if data.train.targets.min() == data.train.targets.max():
+        # In floating point the deviation of equal values need not be 0, and that of tiny ones may be.
+        if data.train.targets.min() == data.train.targets.max() or scale == 0:
             raise UserError(
                 f"{config.data}: all training values are {data.train.targets[0]:g}; there is nothing to learn"
             )
