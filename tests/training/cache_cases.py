@@ -42,7 +42,7 @@ def recipe(genome: Path, **data) -> PretrainConfig:
         "data": {"genome": [str(genome)], "window": WINDOW, "validation_windows": 40, "slots": 22, **data},
         "teacher": {"name": TEACHER},
         "objective": {"fit_windows": 16},
-        "training": {"global_batch": 4, "micro_batch": 2},
+        "training": {"global_batch": 4, "micro_batch": 2, "precision": "float32"},
     }
     return build(PretrainConfig, values)
 

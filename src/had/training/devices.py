@@ -47,8 +47,12 @@ def choose_device(device: str) -> torch.device:
 def make_accelerator(precision: str, device: str, trackers: list[str], folder: Path | None) -> Any:
     """The accelerate handle: processes, precision and trackers; the device is that of `choose_device`."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import ProjectConfiguration
 
+    # Accelerate keeps device and precision for the whole process: a second run of a notebook could not choose its own.
+    # A process group stays as it is.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     wanted = choose_device(device)
     bf16 = precision == "bf16" or (precision == "auto" and native_bf16(wanted))
     project = (
