@@ -1,6 +1,5 @@
 """Pictures of feature spaces: t-SNE maps side by side, coloured by class."""
 
-import io
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,13 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from had.figures import colour, new_figure, png, shape
 from had.files import atomic_write_bytes
 
 PCA_WIDTH = 50
 """Features are cut to so many principal components before t-SNE, as van der Maaten and Hinton (2008) did."""
-# Colours that stay apart for colour-blind readers (Okabe and Ito); the shapes say it once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 _PER_ROW = 4
 _LAYERS = 20
 
@@ -87,21 +84,15 @@ def plot_panels(
     title
         Over the whole picture.
     """
-    # Imported here, and without pyplot, so that nobody's backend or open figures are touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     label = np.asarray(labels)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 4.15 * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * columns, 4.15 * rows + 0.6)
     # One class drawn after the other would hide the first: points go down in a fixed random order, a few at a time.
     order = np.random.default_rng(0).permutation(len(label))
-    style: list[dict[str, Any]] = [
-        {"marker": _SHAPES[i % len(_SHAPES)], "color": _COLOURS[i % len(_COLOURS)]} for i in range(len(classes))
-    ]
+    style: list[dict[str, Any]] = [{"marker": shape(i), "color": colour(i)} for i in range(len(classes))]
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number)
         for part in np.array_split(order, min(len(order), _LAYERS)):
@@ -120,6 +111,4 @@ def plot_panels(
         for i, name in enumerate(classes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    atomic_write_bytes(path, buffer.getvalue())
+    atomic_write_bytes(path, png(figure, 150))

@@ -1,6 +1,5 @@
 """Pictures of a benchmark: every task's scores beside the published ones, and paired differences."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,28 +8,10 @@ import numpy as np
 from had.bootstrap import Interval
 from had.evaluation.pairs import mean_difference
 from had.evaluation.report_tables import TaskTable
+from had.figures import COLOURS, colour, new_figure, png, shape
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito); the shapes say it once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 _PUBLISHED = "0.62"
 _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
-
-
-def _figure(width: float, height: float) -> Any:
-    # Without pyplot, so that nobody's backend or open figures are touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
 
 
 def _plain(axes: Any, labels: Sequence[str]) -> None:
@@ -49,7 +30,7 @@ def _plain(axes: Any, labels: Sequence[str]) -> None:
 def draw_scores(tables: Sequence[TaskTable]) -> bytes:
     """Mean and range over seeds of every model on every task, published scores as grey ticks, as PNG."""
     models = list(dict.fromkeys(row.model for table in tables for row in table.ours))
-    figure = _figure(9.5, 1.5 + len(tables) * (0.2 + 0.09 * len(models)))
+    figure = new_figure(9.5, 1.5 + len(tables) * (0.2 + 0.09 * len(models)))
     axes = figure.add_subplot()
     places = np.linspace(-0.3, 0.3, len(models)) if len(models) > 1 else np.zeros(1)
     for y, table in enumerate(tables):
@@ -63,23 +44,22 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
             if ours is None:
                 continue
             values = list(ours.values.values())
-            style = {"color": _COLOURS[i % len(_COLOURS)], "zorder": 5}
+            style = {"color": colour(i), "zorder": 5}
             axes.plot([min(values), max(values)], [y + places[i]] * 2, linewidth=2.2, alpha=0.5, **style)
-            axes.plot(ours.mean, y + places[i], _SHAPES[i % len(_SHAPES)], markersize=5.5, linestyle="", **style)
+            axes.plot(ours.mean, y + places[i], shape(i), markersize=5.5, linestyle="", **style)
     _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
     names = {_TITLE[table.metric] for table in tables}
     axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], marker=_SHAPES[i % len(_SHAPES)], markersize=6, label=model)
-        for i, model in enumerate(models)
+        Line2D([], [], color=colour(i), marker=shape(i), markersize=6, label=model) for i, model in enumerate(models)
     ]
     if any(table.published for table in tables):
         handles.append(Line2D([], [], color=_PUBLISHED, linewidth=1.5, label="published"))
         handles.append(Line2D([], [], color="black", linewidth=2, label="best published"))
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 7), frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | None:
@@ -99,7 +79,7 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
     labels = [*of_task, *(["mean over tasks"] if with_mean else [])]
     columns = min(len(others), 4)
     rows = -(-len(others) // columns)
-    figure = _figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * len(labels)) * rows + 0.4)
+    figure = new_figure(max(6.0, 2.2 + 2.7 * columns), (1.0 + 0.34 * len(labels)) * rows + 0.4)
     every = [one.interval for found in of_task.values() for one in found.values()]
     reach = 1.05 * max([0.01, *(abs(edge) for one in every for edge in (one.low, one.high))])
     for number, other in enumerate(others):
@@ -115,12 +95,12 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
         axes.set_xlim(-reach, reach)
         axes.set_title(f"{reference} − {other}", fontsize=10)
     figure.supxlabel(f"difference of means over seeds; right of 0: {reference} is better", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
-def _interval(axes: Any, y: float, interval: Interval, shape: str) -> None:
+def _interval(axes: Any, y: float, interval: Interval, marker: str) -> None:
     # Comparisons with NaN, where there is no interval, are false.
     sure = interval.low > 0 or interval.high < 0
-    colour = "0.5" if not sure else _COLOURS[0] if interval.mean > 0 else _COLOURS[1]
-    axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=2.2, zorder=4)
-    axes.plot(interval.mean, y, shape, color=colour, markersize=6, zorder=5)
+    ink = "0.5" if not sure else COLOURS[0] if interval.mean > 0 else COLOURS[1]
+    axes.plot([interval.low, interval.high], [y, y], color=ink, linewidth=2.2, zorder=4)
+    axes.plot(interval.mean, y, marker, color=ink, markersize=6, zorder=5)

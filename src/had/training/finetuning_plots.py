@@ -1,6 +1,5 @@
 """Pictures of predictions against the truth: confusion, ROC, precision and recall, calibration, scatter."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna.labelled_tasks import UNSEEN, Task
+from had.figures import COLOURS, colour, new_figure, png
 from had.files import atomic_write_bytes
 from had.metrics import confusion_matrix
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MOST_CURVES = 12
 _BINS = 10
 
@@ -63,19 +62,12 @@ def _as_written(name: str) -> str:
 
 
 def _figure(width: float = 4.8, height: float = 4.4) -> tuple[Any, Any]:
-    # Without pyplot, so that nobody's backend or open figures are touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     return figure, figure.add_subplot()
 
 
 def _save(figure: Any, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    atomic_write_bytes(path, buffer.getvalue())
+    atomic_write_bytes(path, png(figure))
     return path
 
 
@@ -84,20 +76,21 @@ def _curves(path: Path, curves: list[tuple[str, NDArray, NDArray]], split: str, 
 
     figure, axes = _figure()
     for i, (name, true, score) in enumerate(curves):
-        colour = _COLOURS[i % len(_COLOURS)]
+        # Colours return with the eighth curve, then dashed.
+        look: dict[str, Any] = {"color": colour(i), "linestyle": "-" if i < len(COLOURS) else "--"}
         if kind == "roc":
             x, y, _ = sk.roc_curve(true, score)
-            axes.plot(x, y, color=colour, label=f"{name}: area {sk.roc_auc_score(true, score):.3f}")
+            axes.plot(x, y, **look, label=f"{name}: area {sk.roc_auc_score(true, score):.3f}")
         elif kind == "precision_recall":
             precision, recall, _ = sk.precision_recall_curve(true, score)
             label = f"{name}: {sk.average_precision_score(true, score):.3f} (chance {true.mean():.3f})"
-            axes.plot(recall, precision, color=colour, drawstyle="steps-post", label=label)
+            axes.plot(recall, precision, **look, drawstyle="steps-post", label=label)
         else:
             bins = np.minimum((score * _BINS).astype(int), _BINS - 1)
             points = [(score[bins == b].mean(), true[bins == b].mean()) for b in np.unique(bins)]
             sizes = np.bincount(bins, minlength=_BINS)
             error = sum(sizes[b] / len(true) * abs(p - t) for b, (p, t) in zip(np.unique(bins), points, strict=True))
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{name}: error {error:.3f}")
+            axes.plot(*zip(*points, strict=True), marker="o", **look, label=f"{name}: error {error:.3f}")
     if kind != "precision_recall":
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
     axes.set(
@@ -137,7 +130,7 @@ def _confusion(path: Path, task: Task, targets: NDArray, outputs: NDArray, split
 
 def _scatter(path: Path, targets: NDArray, values: NDArray, split: str) -> Path:
     figure, axes = _figure()
-    axes.scatter(targets, values, s=8, alpha=0.4, linewidths=0, color=_COLOURS[0])
+    axes.scatter(targets, values, s=8, alpha=0.4, linewidths=0, color=COLOURS[0])
     low, high = min(targets.min(), values.min()), max(targets.max(), values.max())
     axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=0)
     axes.set(xlabel="true value", ylabel="predicted value", title=f"{split} rows ({len(targets):,})")

@@ -1,6 +1,5 @@
 """A picture of how a run went."""
 
-import io
 import math
 import operator
 import os
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from had.figures import new_figure, png
 from had.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -40,18 +40,13 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
     path
         The file to write; an old one is replaced at once.
     """
-    # Imported here, and without pyplot, so that nobody's backend or open figures are touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     train, validation, baselines = (
         [record for record in metrics if record.get("split") == split] for split in ("train", "validation", "baseline")
     )
     shown = [key for key in PANELS if _curve(train, key)[0].size or _curve(validation, key)[0].size]
     if shown == ["loss", "loss_rec"] and _same(train, "loss", "loss_rec"):
         shown = ["loss_rec"]
-    figure = Figure(figsize=(4.8 * max(1, len(shown)), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.8 * max(1, len(shown)), 4.2)
     if not shown:
         figure.text(0.5, 0.5, "no losses logged yet", ha="center", va="center", color="0.4")
     base_pairs = _base_pairs_per_step(train)
@@ -64,9 +59,7 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
             top = axes.secondary_xaxis("top", functions=(to_mbp, to_steps))
             top.set_xlabel("Mbp seen", fontsize=9, color="0.4")
             top.tick_params(labelsize=8, colors="0.4")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    atomic_write_bytes(path, buffer.getvalue())
+    atomic_write_bytes(path, png(figure, 150))
 
 
 def _panel(
