@@ -83,6 +83,26 @@ def test_a_run_learns_and_writes_its_scores_model_and_pictures(folder: Path) -> 
     assert model.config.conjoin == report["conjoin"]
 
 
+@pytest.mark.parametrize(("freeze", "split"), [(False, "test"), (True, "validation")])
+def test_all_long_work_shows_its_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], freeze: bool, split: str
+) -> None:
+    write_rows(tmp_path / "data/train.csv", two_classes(260))
+    write_rows(tmp_path / f"data/{'test' if split == 'test' else 'dev'}.csv", two_classes(20, seed=1))
+    made = config(tmp_path / "data", freeze=freeze)
+    finetune(made, tmp_path / "run", dataclasses.replace(OPTIONS, quiet=False))
+    text = capsys.readouterr().err
+    done = [(what, float(n)) for what, n in re.findall(r"^(.+): 100 %, ([\d.]+) of", text, re.MULTILINE)]
+    train = int(json.loads((tmp_path / "run/metrics.json").read_text())["data"]["train"]["rows"])
+    expected = [
+        ("reading with the frozen student", 280) if freeze else ("asking k-mers about positions", 30),
+        ("asking k-mers about strands", 30),
+        ("fine-tuning", 2 * train),
+        (f"predicting the {split} rows", 20),
+    ]
+    assert done == expected
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(folder: Path) -> None:
     out = folder / "resumed"
     assert finetune(config(folder / "data"), out, dataclasses.replace(OPTIONS, stop_after=1)) == {}
@@ -198,7 +218,7 @@ def test_few_rows_are_passed_over_more_often(tmp_path: Path) -> None:
 def test_equal_rows_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        finetuning_evidence, "position_evidence", lambda *given: asked.append(given) or Evidence(0.1, 5.0, 300)
+        finetuning_evidence, "position_evidence", lambda *given, **_: asked.append(given) or Evidence(0.1, 5.0, 300)
     )
     finetuning_evidence._positions.cache_clear()
     rows = two_classes(24)

@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 
+from had.console import Progress, progress
 from had.dna.alphabet import N, encode_bytes, reverse_complement
 from had.dna.kmers import kmer_counts
 
@@ -52,7 +53,9 @@ class Evidence(NamedTuple):
         return self.z < -_CLEAR
 
 
-def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0, seed: int = 0) -> Evidence | None:
+def strand_evidence(
+    sequences: Sequence[str], targets: NDArray, windows: int = 0, seed: int = 0, quiet: bool = True
+) -> Evidence | None:
     """Compare k-mers of one strand with those of both strands as one.
 
     Parameters
@@ -66,6 +69,8 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0
         or as the mean of both.
     seed
         Of the draw of rows and of the folds.
+    quiet
+        Show no progress.
 
     Returns
     -------
@@ -82,10 +87,12 @@ def strand_evidence(sequences: Sequence[str], targets: NDArray, windows: int = 0
             both, one = np.concatenate([both, (placed + turned) / 2], axis=1), np.concatenate([one, placed], axis=1)
         return both, one
 
-    return _compare(sequences, targets, seed, features)
+    return _compare(sequences, targets, seed, features, "" if quiet else "asking k-mers about strands")
 
 
-def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, seed: int = 0) -> Evidence | None:
+def position_evidence(
+    sequences: Sequence[str], targets: NDArray, windows: int, seed: int = 0, quiet: bool = True
+) -> Evidence | None:
     """Compare letters at their places with the same letters turned about, in both cases beside the k-mers.
 
     Each row of the control is rotated by a random number of letters: its composition stays, its places go.
@@ -102,10 +109,10 @@ def position_evidence(sequences: Sequence[str], targets: NDArray, windows: int, 
         )
         return turned, placed
 
-    return _compare(sequences, targets, seed, features)
+    return _compare(sequences, targets, seed, features, "" if quiet else "asking k-mers about positions")
 
 
-def _compare(sequences: Sequence[str], targets: NDArray, seed: int, features: _Pair) -> Evidence | None:
+def _compare(sequences: Sequence[str], targets: NDArray, seed: int, features: _Pair, shown: str) -> Evidence | None:
     rng = np.random.default_rng([seed, 0x57A])
     chosen = rng.permutation(len(sequences))[:_MOST]
     texts = [sequences[i] for i in chosen]
@@ -115,7 +122,8 @@ def _compare(sequences: Sequence[str], targets: NDArray, seed: int, features: _P
     if len(np.unique(group)) < _FEWEST or (wanted == wanted[:1]).all():
         return None
     wanted = (wanted - wanted.mean(axis=0)) / wanted.std(axis=0).max()
-    less, more = (_errors(found, wanted, first, seed) for found in features(texts))
+    with progress(2 * _FOLDS * len(_PENALTIES), shown, "fits", quiet=not shown) as advance:
+        less, more = (_errors(found, wanted, first, seed, advance) for found in features(texts))
     gained = less - more
     mean = gained.mean()
     # Copies of a sequence are no new evidence, so that their differences go into one sum.
@@ -152,7 +160,7 @@ def _letters_by_window(sequences: Sequence[str], windows: int) -> Features:
 
 
 def _errors(
-    features: Features, targets: NDArray[np.float64], first: NDArray[np.int64], seed: int
+    features: Features, targets: NDArray[np.float64], first: NDArray[np.int64], seed: int, advance: Progress
 ) -> NDArray[np.float64]:
     """Squared error (n,) of each row, when it was held out with its copies, under the best penalty."""
     fold = np.zeros(len(targets), dtype=np.int64)
@@ -169,5 +177,6 @@ def _errors(
             model = Ridge(penalty * len(train)).fit(known, targets[train])
             predicted = np.asarray(model.predict(asked)).reshape(len(held), -1)
             found[which, held] = ((predicted - targets[held]) ** 2).sum(axis=1)
+            advance()
     best: NDArray[np.float64] = found[found.mean(axis=1).argmin()]
     return best

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from had.config import to_dict
 from had.console import Progress, in_words, progress, say
@@ -25,7 +26,7 @@ from had.models.saving import WEIGHTS_FILE, find_folder
 from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
 from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
-from had.training.finetuning_batches import collate
+from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
 from had.training.finetuning_data import FinetuningData, load_data
@@ -77,7 +78,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
         RunFolder.check_free(out, to_dict(config))
     data, peaks = read_data(config, progress=not options.quiet)
     # Loaded before the folder is made: a wrong name must leave nothing behind.
-    model, digest = build_model(config, data, device)
+    model, digest = build_model(config, data, device, options.quiet)
     known = {} if config.model == SCRATCH else known_of_base(find_folder(config.model))
     for line in [*describe(config, data, model), *(peaks.notes if peaks else [])]:
         say(line)
@@ -159,7 +160,7 @@ def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[Finetuning
 
 
 def build_model(
-    config: FinetuneConfig, data: FinetuningData, device: torch.device
+    config: FinetuneConfig, data: FinetuningData, device: torch.device, quiet: bool = True
 ) -> tuple[HADForSequenceClassification, dict[str, str]]:
     """A student with a fresh head for the data's task, on ``device``, and the checksum of its weights."""
     chosen_metric(data.task.kind, config.training.metric)
@@ -187,7 +188,7 @@ def build_model(
             )
     windows = 0
     if not config.freeze:
-        windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions)
+        windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions, quiet)
     heads = HADClassifierConfig(
         data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config, windows
     )
@@ -247,27 +248,39 @@ def fit_model(
     result = _fit(config, data, model).run(
         log=log, advance=advance, checkpoints=states, resume_from=resume_from, save_seconds=save_seconds
     )
-    return result, scores_of_test(result.model, data, config.freeze)
-
-
-def scores_of_test(model: SequenceClassifier, data: FinetuningData, freeze: bool = False) -> dict[str, Any]:
-    """Metrics of the test rows, of all of them and of those that do not stand in train; {} without test rows."""
     if data.test is None:
-        return {}
-    if freeze and data.test.features is None:
-        data.test.features = pooled_features(model, data.test)
-    logits = predict_logits(model, data.test, model.config.conjoin)
-    scores: dict[str, Any] = {"test": score_logits(model, data.test.targets, logits)}
+        return result, {}
+    return result, scores_of_test(result.model, data, data.test, logits_of(result.model, data.test, config.freeze))
+
+
+def logits_of(
+    model: SequenceClassifier, part: Part, freeze: bool, advance: Progress | None = None
+) -> NDArray[np.float32]:
+    """Logits (n, K) of all rows as a fine-tuned model's prediction gives them; ``advance`` is told the rows done."""
+    if freeze and part.features is None:
+        part.features = pooled_features(model, part, advance=advance)
+    elif part.features is not None and advance is not None:
+        advance(len(part))
+    return predict_logits(model, part, model.config.conjoin, advance=advance)
+
+
+def scores_of_test(
+    model: SequenceClassifier, data: FinetuningData, test: Part, logits: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Metrics of the test rows by their logits (n, K), of all of them and of those that do not stand in train."""
+    scores: dict[str, Any] = {"test": score_logits(model, test.targets, logits)}
     new = ~data.test_in_train
     if data.test_in_train.any() and new.any():
-        scores["test_not_in_train"] = score_logits(model, data.test.targets[new], logits[new])
+        scores["test_not_in_train"] = score_logits(model, test.targets[new], logits[new])
     return scores
 
 
-def _fit(config: FinetuneConfig, data: FinetuningData, model: Classifier) -> Fit[Classifier]:
+def _fit(config: FinetuneConfig, data: FinetuningData, model: Classifier, quiet: bool = True) -> Fit[Classifier]:
     wanted = config.training.precision
     bf16 = wanted == "bf16" or (wanted == "auto" and native_bf16(model.device))
-    return Fit(model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16)
+    return Fit(
+        model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16, quiet=quiet
+    )
 
 
 def _run(
@@ -279,7 +292,7 @@ def _run(
     options: RunOptions,
 ) -> dict[str, Any]:
     start = time.monotonic()
-    fit = _fit(config, data, model)
+    fit = _fit(config, data, model, options.quiet)
     total = len(data.train) * fit.epochs
     with progress(total, "fine-tuning", "rows", quiet=options.quiet) as advance:
         result = fit.run(
@@ -293,7 +306,10 @@ def _run(
         say(f"stopped after epoch {result.epochs_run}. {run.saved_sentence()}")
         return {}
     seconds = time.monotonic() - start + result.seconds_before
-    scores = scores_of_test(result.model, data, config.freeze)
+    shown, name = (data.valid, "validation") if data.test is None else (data.test, "test")
+    with progress(len(shown), f"predicting the {name} rows", "rows", quiet=options.quiet) as advance:
+        logits = logits_of(result.model, shown, config.freeze, advance)
+    scores = {} if data.test is None else scores_of_test(result.model, data, data.test, logits)
     report: dict[str, Any] = {
         "task": data.task.kind,
         "classes": list(data.task.classes),
@@ -320,9 +336,7 @@ def _run(
         "data": data.facts,
         "data_sha256": data.digests,
     }
-    shown = data.test if data.test is not None else data.valid
-    name = "test" if data.test is not None else "validation"
-    report |= draw_tables(result.model, shown, name, run.path, data)
+    report |= draw_tables(result.model, shown, logits, name, run.path, data)
     result.model.save_pretrained(run.path / "model")
     write_card(run.path / "model", config, report, base, sys.argv)
     text = json.dumps(json_ready(report), indent=1, ensure_ascii=False, allow_nan=False)

@@ -63,12 +63,12 @@ class _Rows:
         return _Letters(train.codes), targets
 
 
-def strands_of(task: str, train: Part, windows: int) -> Evidence | None:
+def strands_of(task: str, train: Part, windows: int, quiet: bool = True) -> Evidence | None:
     """Whether the strand on which rows are given tells something of their labels; ``windows`` are the head's."""
-    return _strands(_Rows(task, train), windows)
+    return _strands(_Rows(task, train), windows, quiet)
 
 
-def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidence | None]:
+def windows_of(task: str, train: Part, wanted: bool | str, quiet: bool = True) -> tuple[int, Evidence | None]:
     """Windows of the head, 0 for the mean over the letters alone, and what decided it.
 
     One window a letter of the median row, 512 at most.
@@ -79,23 +79,25 @@ def windows_of(task: str, train: Part, wanted: bool | str) -> tuple[int, Evidenc
         Kind of task, and its training rows.
     wanted
         True, False, or ``auto``: where positions tell something of the labels.
+    quiet
+        Show no progress.
     """
     windows = min(_MOST_WINDOWS, int(np.median(train.lengths)))
     if not wanted or windows < 2:
         return 0, None
     if wanted is True:
         return windows, None
-    found = _positions(_Rows(task, train), windows)
+    found = _positions(_Rows(task, train), windows, quiet)
     return (windows if found is not None and found.matters else 0), found
 
 
 @lru_cache(maxsize=256)
-def _strands(rows: _Rows, windows: int) -> Evidence | None:
+def _strands(rows: _Rows, windows: int, quiet: bool) -> Evidence | None:
     with threadpool_limits(torch.get_num_threads(), "blas"):
-        return strand_evidence(*rows.give(), windows)
+        return strand_evidence(*rows.give(), windows, quiet=quiet)
 
 
 @lru_cache(maxsize=256)
-def _positions(rows: _Rows, windows: int) -> Evidence | None:
+def _positions(rows: _Rows, windows: int, quiet: bool) -> Evidence | None:
     with threadpool_limits(torch.get_num_threads(), "blas"):
-        return position_evidence(*rows.give(), windows)
+        return position_evidence(*rows.give(), windows, quiet=quiet)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from had.baselines.evidence import Evidence
-from had.console import Progress
+from had.console import Progress, progress
 from had.errors import UserError
 from had.models.heads import SequenceClassifier
 from had.training.checkpoints import load_checkpoint, save_checkpoint
@@ -98,6 +98,7 @@ class Fit(Generic[Classifier]):
         seed: int,
         freeze: bool = False,
         bf16: bool = False,
+        quiet: bool = True,
     ) -> None:
         self.model, self.train, self.valid, self.config, self.seed, self.freeze = (
             model, train, valid, config, seed, freeze,
@@ -107,12 +108,13 @@ class Fit(Generic[Classifier]):
         if freeze:
             model.backbone.requires_grad_(False)
             model.eval()
-            for part in (train, valid):
-                part.features = pooled_features(model, part)
+            with progress(len(train) + len(valid), "reading with the frozen student", "rows", quiet=quiet) as advance:
+                for part in (train, valid):
+                    part.features = pooled_features(model, part, advance=advance)
         windows = getattr(model.config, "windows", 0)
         # A head that knows positions must not have them moved.
         self.shift = 0 if windows else config.shift
-        self.strands = strands_of(model.config.task, train, windows) if config.rc_augment == "auto" else None
+        self.strands = strands_of(model.config.task, train, windows, quiet) if config.rc_augment == "auto" else None
         if config.rc_augment != "auto":
             self.rc_augment = config.rc_augment
         elif windows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from had.config import to_dict
 from had.dna.labelled_tasks import UNSEEN, WHOLE_NUMBER
@@ -21,7 +22,6 @@ from had.training.finetuning_card import finetuned_card
 from had.training.finetuning_config import FinetuneConfig
 from had.training.finetuning_data import FinetuningData
 from had.training.finetuning_plots import draw_pictures
-from had.training.finetuning_scores import predict_logits
 from had.training.provenance import circumstances
 
 _SCORES = ("validation", "test", "test_not_in_train")
@@ -35,10 +35,14 @@ _FEW_ROWS = 10
 
 
 def draw_tables(
-    model: HADForSequenceClassification, part: Part, name: str, folder: Path, data: FinetuningData
+    model: HADForSequenceClassification,
+    part: Part,
+    logits: NDArray[np.float32],
+    name: str,
+    folder: Path,
+    data: FinetuningData,
 ) -> dict[str, Any]:
-    """Confusion matrix of one split, and its pictures."""
-    logits = predict_logits(model, part, model.config.conjoin)
+    """Confusion matrix of one split with these logits (n, K), and its pictures."""
     outputs = model.probabilities(torch.from_numpy(logits)).numpy().astype(np.float64)
     draw_pictures(folder, data.task, part.targets, outputs, name)
     if data.task.kind not in ("binary", "multiclass"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from had import metrics
+from had.console import Progress
 from had.dna.alphabet import reverse_complement
 from had.dna.labelled_tasks import UNSEEN
 from had.errors import RunFault
@@ -24,14 +25,18 @@ class Diverged(RunFault):
 
 
 @torch.no_grad()
-def pooled_features(model: SequenceClassifier, part: Part, letters: int = LETTERS_PER_PASS) -> Tensor:
-    """Pooled features (n, 2, D) float32 of both strands, on the model's device."""
+def pooled_features(
+    model: SequenceClassifier, part: Part, letters: int = LETTERS_PER_PASS, advance: Progress | None = None
+) -> Tensor:
+    """Pooled features (n, 2, D) float32 of both strands, on the model's device; ``advance`` is told the rows done."""
     features = torch.empty(len(part), 2, model.width, device=model.device)
     for chosen in portions(part.lengths, np.arange(len(part)), letters):
         for strand in (0, 1):
             rows = [part.codes[i] if strand == 0 else reverse_complement(part.codes[i]) for i in chosen]
             ids, mask = collate(rows)
             features[torch.from_numpy(chosen).to(model.device), strand] = model.pool(ids.to(model.device), mask)
+        if advance is not None:
+            advance(len(chosen))
     return features
 
 
@@ -44,9 +49,13 @@ def in_logit_units(model: SequenceClassifier, targets: NDArray) -> NDArray:
 
 @torch.inference_mode()
 def predict_logits(
-    model: SequenceClassifier, part: Part, conjoin: bool, letters: int = LETTERS_PER_PASS
+    model: SequenceClassifier,
+    part: Part,
+    conjoin: bool,
+    letters: int = LETTERS_PER_PASS,
+    advance: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (n, K) of all rows in order, in evaluation mode."""
+    """Logits (n, K) of all rows in order, in evaluation mode; ``advance`` is told the rows that the model read."""
     was_training = model.training
     model.eval()
     try:
@@ -59,6 +68,8 @@ def predict_logits(
         for chosen in portions(part.lengths, np.arange(len(part)), letters):
             ids, mask = collate([part.codes[i] for i in chosen])
             result[chosen] = model(ids, mask, conjoin=conjoin).logits.float().cpu().numpy()
+            if advance is not None:
+                advance(len(chosen))
         return result
     finally:
         model.train(was_training)
