@@ -1,11 +1,15 @@
 """Fixtures shared by all tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+
+from had import console
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Compiled kernels outlive a session of tests, and commands that tests start find them, too.
@@ -28,3 +32,15 @@ def shared() -> Path:
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's own cache out of the tests."""
     monkeypatch.setenv("HAD_CACHE", str(tmp_path_factory.getbasetemp() / "had-cache"))
+
+
+@pytest.fixture(autouse=True)
+def _loud_again() -> Iterator[None]:
+    """Undo what a command that a test ran in this process set for good: ``--quiet``, and where messages go."""
+    yield
+    logger = logging.getLogger("had")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    console._state["quiet"] = False

@@ -3,22 +3,10 @@
 import io
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from had import console
-
-
-@pytest.fixture(autouse=True)
-def _loud_again() -> Iterator[None]:
-    yield
-    logger = logging.getLogger("had")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    logger.propagate = True
-    logger.setLevel(logging.NOTSET)
-    console._state["quiet"] = False
 
 
 class Terminal(io.StringIO):
