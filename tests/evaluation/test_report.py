@@ -142,9 +142,9 @@ def test_means_ranges_and_marks(folder: BenchmarkFolder) -> None:
     assert rows["tf/0", "mine"]["comparable"] == "with caution"
     assert float(mine["train_bp_per_second"]) == 2000
     text = (folder.path / "report.md").read_text()
-    assert "| mouse/3 | mcc | 40 | 0.800 (0.200) | 1.000 (0.000)\\*= | 0.828? Caduceus (Lindsey 2025) |" in text
+    assert "| mouse/3 | mcc | 40 | 0.828? Caduceus (Lindsey 2025) | 0.800 (0.200) | 1.000\\*= |" in text
     # tf/0 is left out of the means, since kmer does not have it; the marks stay.
-    assert "| mouse TF sites | 1 | 0.800 | 1.000\\* | 0.828 Caduceus (Lindsey 2025) |" in text
+    assert "| mouse TF sites | 1 | 0.828 Caduceus (Lindsey 2025) | 0.800 | 1.000\\* |" in text
     assert "| all tasks here by mcc | 1 of 2 |" in text
     assert "tf/0 ~: smaller training set (5 of 32,378 rows)" in text
     for said in (
@@ -257,7 +257,7 @@ def test_models_of_other_classes_are_not_paired(folder: BenchmarkFolder) -> None
         add(folder, "mouse/3", model, 0, targets, targets, classes=classes)
     write_report(folder, GUE, lambda name: None)
     text = (folder.path / "report.md").read_text()
-    assert "| a − b |" in text
+    assert "| task | a − b |\n" in text
     assert "a − c" not in text
 
 
@@ -280,11 +280,15 @@ def test_pairs_of_frozen_models_have_a_table_a_picture_and_a_mean(folder: Benchm
     add(folder, "tf/2", "mine", 0, targets, wrong, "had")
     write_report(folder, GUE, lambda name: None)
     text = (folder.path / "report.md").read_text()
-    assert "| frozen − kmer | mouse/3 | +0.500\\* | " in text
-    assert "| frozen − kmer | mean over 5 tasks | +0.400 | +0.200 … +0.500 | yes |" in text
-    # One task has the fine-tuned student: no mean, and no row of the others in its picture.
-    assert "| mine − kmer | tf/2 | -0.500\\* | " in text
-    assert "mine − kmer | mean" not in text
+    frozen, mine = text.partition("## Paired differences")[2].partition("## Test rows")[0].split("| task | ")[1:]
+    assert frozen.startswith("frozen − kmer |\n")
+    assert "\n| mouse/3 | +0.500\\* [+0." in frozen
+    assert "\n| mean over tasks | +0.400 [+0.200, +0.500] (5 tasks) |\n" in frozen
+    # One task has the fine-tuned student: no mean, and no row of the others in its table and picture.
+    assert mine.startswith("mine − frozen | mine − kmer |\n")
+    assert "\n| tf/2 | -0.500\\* [-0." in mine
+    assert "mouse" not in mine
+    assert "mean over" not in mine
     for name in ("differences", "differences-2"):
         assert (folder.path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(pictures/{name}.png)" in text
@@ -317,5 +321,8 @@ def test_scores_whose_predictions_are_gone_stay_in_the_report(folder: BenchmarkF
     add(folder, "mouse/3", "a", 0, targets, targets)
     folder.place(Unit("mouse/3", "a", 0)).unlink()
     write_report(folder, GUE, lambda name: None)
-    assert "| mouse/3 | mcc | 10 | 1.000 (0.000)\\* |" in (folder.path / "report.md").read_text()
+    assert (
+        "| mouse/3 | mcc | 10 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* |"
+        in (folder.path / "report.md").read_text()
+    )
     assert write_report(BenchmarkFolder(folder.path / "empty"), GUE, lambda name: None) == []

@@ -91,7 +91,7 @@ def write_report(
             differences.append(Picture(f"{PICTURES}/{name}.png", data, caption))
     for picture in (scores, *differences):
         atomic_write_bytes(folder.path / picture.path, picture.data)
-    title = f"{suite.title}: {', '.join(kinds)}"
+    title = suite.title
     blocks = [
         *opening(suite, tables, kinds, untrained_models(folder), title),
         *summary(tables, list(kinds), [scores]),

@@ -95,7 +95,7 @@ _STYLE = """
 :root { --ink: #1b2a33; --soft: #5d6d76; --line: #d9e0e4; --band: #eef5fa; --ours: #0072B2; }
 * { box-sizing: border-box; }
 body { font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: #fff; margin: 0; }
-main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 1560px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; margin: 0 0 .4rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 2px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
@@ -104,18 +104,31 @@ p, ul { max-width: 78ch; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .87rem; }
 th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:first-child { white-space: nowrap; }
-td:last-child { min-width: 9rem; }
-td.number:last-child { min-width: 0; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, td:first-child { white-space: nowrap; }
+td:not(.number) { min-width: 6.5rem; }
+td:last-child:not(.number) { min-width: 9rem; }
 tr.ours td { background: var(--band); }
 tr.ours td:first-child { font-weight: 650; color: var(--ours); }
 figure { margin: 1rem 0; }
-figure img { max-width: 100%; height: auto; }
+figure img { max-width: min(100%, 1180px); height: auto; }
 figcaption { color: var(--soft); font-size: .87rem; max-width: 78ch; }
 pre { background: #f5f7f8; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 nav a { margin-right: 1rem; }
 a { color: var(--ours); }
+@media print {
+  @page { size: A4 landscape; margin: 12mm; }
+  body { font-size: 11px; }
+  main { max-width: none; padding: 0; }
+  nav { display: none; }
+  .wide { overflow: visible; }
+  table { font-size: .7rem; }
+  td.number, td:first-child { white-space: normal; }
+  td:not(.number) { min-width: 0; }
+  th, td { padding: .15rem .35rem; }
+  tr, figure { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+}
 """
 
 

@@ -11,7 +11,7 @@ from had.console import in_words
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
 from had.evaluation.contestants import KINDS
 from had.evaluation.overlap import NEAR, K
-from had.evaluation.pairs import ENOUGH_TASKS, mean_difference
+from had.evaluation.pairs import ENOUGH_TASKS, PairedDifference, mean_difference
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Picture, Table
 from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable, model_kinds
@@ -55,7 +55,9 @@ def number(value: float | None, digits: int = 3) -> str:
 def _ours(row: OurScore | None) -> str:
     if row is None:
         return ""
-    return f"{row.mean:.3f} ({row.spread:.3f}){row.marks}"
+    # A range over seeds that change nothing would be a claim of steadiness.
+    spread = "" if row.seed_changes_nothing else f" ({row.spread:.3f})"
+    return f"{row.mean:.3f}{spread}{row.marks}"
 
 
 def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequence[Picture]) -> list[Block]:
@@ -65,10 +67,10 @@ def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequen
         best = table.best_published
         shown = f"{best.score:.3f}{best.marks} {best.model}" if best else ""
         name = table.task.name + (f" {table.grade}" if table.grade else "")
-        rows.append([name, table.metric, f"{table.n_test:,}", *(_ours(table.of(m)) for m in models), shown])
-    header = ["task", "metric", "test rows", *models, "best published"]
+        rows.append([name, table.metric, f"{table.n_test:,}", shown, *(_ours(table.of(m)) for m in models)])
+    header = ["task", "metric", "test rows", "best published", *models]
     notes = [f"{table.task.name} {table.grade}: {'; '.join(table.reasons)}" for table in tables if table.grade]
-    blocks: list[Block] = [Heading("Summary"), Table(header, rows, numbers=range(2, 3 + len(models)))]
+    blocks: list[Block] = [Heading("Summary"), Table(header, rows, numbers=(2, *range(4, 4 + len(models))))]
     return [*blocks, *([Items(notes)] if notes else []), *pictures]
 
 
@@ -85,12 +87,12 @@ def groups(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
         common = [table for table in whole if all(table.of(model) for model in models)]
         if common:
             rows.append(_group_row(name, whole, common, models))
-    header = ["mean over", "tasks", *models, "best published mean"]
+    header = ["mean over", "tasks", "best published mean", *models]
     text = (
         "Unweighted means over the tasks that every model of this table has; beside them the best mean of a published "
         "model that has all of these tasks."
     )
-    table = Table(header, rows, numbers=range(1, 2 + len(models)))
+    table = Table(header, rows, numbers=(1, *range(3, 3 + len(models))))
     return [Heading("Means over groups of tasks"), Paragraph(text), table] if rows else []
 
 
@@ -110,8 +112,8 @@ def _group_row(name: str, whole: list[TaskTable], common: list[TaskTable], model
     return [
         f"{name} {grades}".strip(),
         f"{len(common)}" + (f" of {len(whole)}" if len(common) < len(whole) else ""),
-        *means,
         f"{full[best]:.3f} {best}" if best else "",
+        *means,
     ]
 
 
@@ -120,30 +122,40 @@ def paired(tables: Sequence[TaskTable], pictures: Sequence[Picture]) -> list[Blo
     every = [(table, one) for table in tables for one in table.differences]
     if not every:
         return []
-    rows = []
-    for reference, other in dict.fromkeys((one.reference, one.other) for _, one in every):
-        found = [(table, one) for table, one in every if (one.reference, one.other) == (reference, other)]
-        name = f"{reference} − {other}"
-        rows += [
-            [name, table.task.name, *_in_words(one.interval, table.few(reference) or table.few(other))]
-            for table, one in found
-        ]
-        if len(found) > 1:
-            rows.append([name, f"mean over {len(found)} tasks", *_in_words(mean_difference([one for _, one in found]))])
     text = (
-        "Both models' predictions on the same test rows, averaged over their seeds; 1,000 resamples of the test rows "
-        f"(of a mean over tasks: resamples of the tasks, from {ENOUGH_TASKS} on). The interval says what another test "
+        "The model named first minus another: both models' predictions on the same test rows, averaged over their "
+        "seeds, with 95 % intervals of 1,000 resamples of the test rows (of a mean over tasks: resamples of the tasks, "
+        f"from {ENOUGH_TASKS} on). Where the interval holds 0 the two are not told apart. It says what another test "
         "set of this size would change; what another training run would change is in the range over seeds."
     )
-    header = ["difference", "task", "of means", "95 % interval", "told apart"]
-    return [Heading("Paired differences"), Paragraph(text), *pictures, Table(header, rows, numbers=(2, 3))]
+    made = [
+        _differences(reference, [(table, one) for table, one in every if one.reference == reference])
+        for reference in dict.fromkeys(one.reference for _, one in every)
+    ]
+    return [Heading("Paired differences"), Paragraph(text), *pictures, *made]
 
 
-def _in_words(interval: Interval, mark: str = "") -> list[str]:
-    if np.isnan(interval.low):
-        return [f"{interval.mean:+.3f}{mark}", "", ""]
-    sure = interval.low > 0 or interval.high < 0
-    return [f"{interval.mean:+.3f}{mark}", f"{interval.low:+.3f} … {interval.high:+.3f}", "yes" if sure else "no"]
+def _differences(reference: str, found: Sequence[tuple[TaskTable, PairedDifference]]) -> Table:
+    """A line for each task, a column for each model that is compared with the reference."""
+    of: dict[str, dict[str, PairedDifference]] = {}
+    cells: dict[tuple[str, str], str] = {}
+    for table, one in found:
+        of.setdefault(one.other, {})[one.task] = one
+        cells[one.task, one.other] = _interval(one.interval, table.few(reference) or table.few(one.other))
+    names = dict.fromkeys(one.task for _, one in found)
+    rows = [[task, *(cells.get((task, other), "") for other in of)] for task in names]
+    means = []
+    for by_task in of.values():
+        mean = f"{_interval(mean_difference(list(by_task.values())))} ({len(by_task)} tasks)"
+        means.append(mean if len(by_task) > 1 else "")
+    if any(means):
+        rows.append(["mean over tasks", *means])
+    return Table(["task", *(f"{reference} − {other}" for other in of)], rows, numbers=range(1, 1 + len(of)))
+
+
+def _interval(interval: Interval, mark: str = "") -> str:
+    bounds = "" if np.isnan(interval.low) else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return f"{interval.mean:+.3f}{mark}{bounds}"
 
 
 def overlaps(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from had.assets import PUBLISHED_SCORES
 from had.console import progress
 from had.evaluation.benchmark_folder import BenchmarkFolder, Predictions, read_predictions
-from had.evaluation.contestants import UNTRAINED
+from had.evaluation.contestants import KINDS, UNTRAINED
 from had.evaluation.overlap import Overlap, overlap_of
 from had.evaluation.pairs import PairedDifference, paired_differences, pairs_of
 from had.evaluation.protocols import BenchmarkTask, Suite
@@ -201,13 +201,14 @@ def collect(
 
 
 def model_kinds(folder: BenchmarkFolder) -> dict[str, str]:
-    """Kind of each model of the table, in the order in which they first stand there."""
+    """Kind of each model of the table: by kind in the order of `KINDS`, then in the order in which they first stand."""
     kinds: dict[str, str] = {}
     for unit in folder.rows:
         if unit.model not in kinds or not kinds[unit.model]:
             known = folder.records_of(unit.task, unit.model)
             kinds[unit.model] = known[0].settings["kind"] if known else ""
-    return kinds
+    order = list(KINDS)
+    return dict(sorted(kinds.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
 
 
 def untrained_models(folder: BenchmarkFolder) -> set[str]:
