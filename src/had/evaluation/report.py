@@ -11,11 +11,10 @@ from had.evaluation.pairs import ENOUGH_TASKS
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Picture, as_html, as_markdown
 from had.evaluation.report_pictures import draw_differences, draw_scores
+from had.evaluation.report_provenance import how, missing
 from had.evaluation.report_sections import (
     costs,
     groups,
-    how,
-    missing,
     number,
     opening,
     overlaps,
