@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from had.dna.background import gc_shares, matched_background
+from had.dna.background import gc_shares, matched_background, nearest_of_their_own
 from had.dna.genome import Genome
-from had.dna.peaks import (
-    BACKGROUND,
-    PEAK,
-    Region,
-    peaks_with_background,
-    read_peaks,
-    split_contigs,
-    split_positions,
-)
+from had.dna.peak_splits import split_contigs, split_positions
+from had.dna.peaks import BACKGROUND, PEAK, Region, peaks_with_background, read_peaks
 from had.errors import UserError
 
 
@@ -61,7 +54,7 @@ class TestReading:
         path = write(
             tmp_path / "a.bed", "# made by hand", "track name=x", "chr2\t10\t25\tfirst", "chr1\t7\t9", "chr1\t8\t12\t."
         )
-        spans, names, notes = read_peaks(path, genome)
+        spans, names, _, notes = read_peaks(path, genome)
         offset = genome.contig("chr2").offset
         assert spans.tolist() == [[offset + 10, offset + 25], [7, 9], [8, 12]]
         assert names == ["first", "line_4", "line_5"]
@@ -72,31 +65,45 @@ class TestReading:
         self, genome: Genome, tmp_path: Path, width: int, want: list[int]
     ) -> None:
         path = write(tmp_path / "a.narrowPeak", "chr1\t100\t200\tp\t0\t.\t1\t1\t1\t30")
-        assert read_peaks(path, genome, width)[0].tolist() == [want]
+        assert read_peaks(path, genome, width).spans.tolist() == [want]
 
     @pytest.mark.parametrize("row", ["chr1\t100\t200\tp\t0\t.\t1\t1\t1\t-1", "chr1\t100\t200"])
     def test_without_a_summit_it_is_laid_around_the_middle(self, genome: Genome, tmp_path: Path, row: str) -> None:
-        assert read_peaks(write(tmp_path / "a.narrowPeak", row), genome, 10)[0].tolist() == [[145, 155]]
+        assert read_peaks(write(tmp_path / "a.narrowPeak", row), genome, 10).spans.tolist() == [[145, 155]]
+
+    @pytest.mark.parametrize("width", [1, 2, 9, 10])
+    @pytest.mark.parametrize("row", ["chr1\t{}\t{}\tp\t0\t{}", "chr1\t{}\t{}\tp\t0\t{}\t1\t1\t1\t{}"])
+    def test_windows_on_both_strands_are_mirror_images(
+        self, genome: Genome, tmp_path: Path, width: int, row: str
+    ) -> None:
+        for start, end in ((100, 150), (100, 151)):
+            plus = row.format(start, end, "+", 30)
+            # The same peak as the other strand would count it, from the far end of 1,000 letters.
+            minus = row.format(1000 - end, 1000 - start, "-", end - start - 1 - 30)
+            (a,), (b,) = (
+                read_peaks(write(tmp_path / "a.bed", text), genome, width).spans.tolist() for text in (plus, minus)
+            )
+            assert b == [1000 - a[1], 1000 - a[0]]
 
     def test_the_blocks_of_bed12_are_no_summit(self, genome: Genome, tmp_path: Path) -> None:
         row = "chr1\t100\t200\tp\t0\t+\t100\t200\t0\t{}\t{}\t{}"
         blocks = [row.format(2, "10,20,", "0,80,"), row.format(1, "100", "0")]
         # A narrowPeak with more columns behind its summit is no BED12.
         rows = [*blocks[:1], blocks[1].replace("p\t", "q\t"), row.format(30, "2.5", "1.5")]
-        spans, _, notes = read_peaks(write(tmp_path / "a.bed", rows[0], rows[2]), genome, 10)
+        spans, _, _, notes = read_peaks(write(tmp_path / "a.bed", rows[0], rows[2]), genome, 10)
         assert spans.tolist() == [[145, 155], [125, 135]]
         assert notes == []
-        assert read_peaks(write(tmp_path / "b.bed", rows[1]), genome, 10)[0].tolist() == [[145, 155]]
+        assert read_peaks(write(tmp_path / "b.bed", rows[1]), genome, 10).spans.tolist() == [[145, 155]]
 
     def test_a_summit_outside_its_peak_gives_way_to_the_middle(self, genome: Genome, tmp_path: Path) -> None:
         path = write(tmp_path / "a.narrowPeak", *(f"chr1\t100\t200\tp\t0\t.\t1\t1\t1\t{s}" for s in (99, 5000)))
-        spans, _, notes = read_peaks(path, genome, 10)
+        spans, _, _, notes = read_peaks(path, genome, 10)
         assert spans.tolist() == [[194, 204], [145, 155]]
         assert notes == ["1 peaks have a summit outside of them: their middle was taken (line 2)"]
 
     def test_what_is_left_out_is_said(self, genome: Genome, tmp_path: Path) -> None:
         rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190", "chr1\t20100\t20300"]
-        spans, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
+        spans, _, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
         assert spans.tolist() == [[110, 190]]
         assert [note.split(" (")[1] for note in notes] == ["line 1)", "line 3)", "line 4)"]
 
@@ -175,10 +182,47 @@ class TestBackground:
         assert first != other
 
     def test_where_no_place_is_near_enough_the_nearest_is_taken_and_said(self, tmp_path: Path) -> None:
-        genome = Genome.from_sequences({"a": "GC" * 50 + letters(5_000, 1, 0.3)})
+        text = letters(5_000, 1, 0.3)
+        genome = Genome.from_sequences({"a": "GC" * 50 + text})
         found = peaks_with_background(write(tmp_path / "p.bed", "a\t0\t100"), genome)
         assert [region.label for region in found.regions] == [PEAK, BACKGROUND]
+        assert found.regions[1].gc == max(gc_of(text[i : i + 100]) for i in range(len(text) - 99))
         assert "differ from their peak's GC content" in found.notes[0]
+
+    def test_rare_places_of_like_gc_content_are_found(self, tmp_path: Path) -> None:
+        """30 peaks in islands of GC; 30 free islands among 100,000 other letters are just enough."""
+        rng = np.random.default_rng(0)
+        parts = [letters(1_600, i, 0.35) + letters(200, 100 + i, 0.8) for i in range(60)]
+        genome = Genome.from_sequences({"a": "".join(parts)})
+        peaks = np.sort(rng.permutation(60)[:30])
+        rows = [f"a\t{1_800 * i + 1_600}\t{1_800 * (i + 1)}" for i in peaks]
+        found = peaks_with_background(write(tmp_path / "p.bed", *rows), genome, fractions=(0.0, 0.0), tolerance=0.05)
+        background = [region for region in found.regions if region.label == BACKGROUND]
+        assert len(background) == 30
+        # Each island has room for one; the few whose only near one was taken are matched as well as may be.
+        far = [region for region in background if region.gc < 0.7]
+        assert len(far) <= 3
+        assert min(region.gc for region in background) > 0.55
+
+    def test_background_goes_by_its_peaks_strand(self, genome: Genome, tmp_path: Path) -> None:
+        rows = [f"chr{1 + i % 5}\t{300 * i}\t{300 * i + 90}\tp{i}\t0\t{'+-.'[i % 3]}" for i in range(60)]
+        found = peaks_with_background(write(tmp_path / "p.bed", *rows), genome, ratio=2)
+        strand = {region.name: region.strand for region in found.regions if region.label == PEAK}
+        assert strand == {f"p{i}": "+-."[i % 3] for i in range(60)}
+        assert all(region.strand == strand[region.name] for region in found.regions)
+        assert "20 of 60 peaks lie on strand -" in found.notes[0]
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_the_nearest_of_sorted_values_are_given_out_once(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        values = np.sort(rng.integers(0, 30, 60) / 30)
+        wanted = np.sort(rng.integers(0, 36, int(rng.integers(1, 61))) / 30)
+        at = nearest_of_their_own(values, wanted)
+        assert (np.diff(at) > 0).all()
+        assert at[0] >= 0
+        assert at[-1] < 60
+        alone = np.array([nearest_of_their_own(values, one)[0] for one in wanted[:, None]])
+        assert np.abs(values[alone] - wanted).tolist() == np.abs(values - wanted[:, None]).min(1).tolist()
 
     def test_a_genome_too_small_for_all_gives_what_it_has(self, tmp_path: Path) -> None:
         genome = Genome.from_sequences({"a": letters(1_000, 1)})

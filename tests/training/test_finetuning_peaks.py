@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from had.dna.alphabet import encode_bytes
+from had.dna.genome import Genome
 from had.errors import UserError
+from had.inference.predict import bed_records
 from had.models.student import HADConfig
 from had.training.finetuning import finetune, read_data
 from had.training.finetuning_config import FinetuneConfig
@@ -52,6 +55,24 @@ def test_contigs_are_held_out_and_labels_are_peak_and_background(files: tuple[Pa
     assert [len(data.train), len(data.valid), len(data.test)] == [120, 60, 60]
     assert data.train.targets.sum() == 60
     assert data.split.startswith("by contig: validation c1")
+
+
+def test_what_was_trained_on_is_what_is_predicted_on_either_strand(files: tuple[Path, Path], tmp_path: Path) -> None:
+    bed = tmp_path / "stranded.bed"
+    rows = files[0].read_text().splitlines()
+    bed.write_text("".join(f"{row}\t0\t{'+-.'[i % 3]}\n" for i, row in enumerate(rows)))
+    data, found = read_data(config((bed, files[1]), peaks=PeaksConfig(ratio=2)))
+    assert found is not None
+    write_regions(found, tmp_path)
+    trained = {tuple(codes) for part in (data.train, data.valid, data.test) if part for codes in part.codes}
+    genome = Genome.open([str(files[1])], progress=False)
+    for name, n in (("stranded", 120), ("peaks", 120), ("background", 240)):
+        records = list(bed_records(tmp_path / f"{name}.bed", genome))
+        assert len(records) == n
+        assert sum(record.strand == "-" for record in records) == n / 3
+        assert {tuple(encode_bytes(record.sequence.encode())) for record in records} <= trained
+    assert 0.4 < data.facts["auroc_of_gc_content"] < 0.6
+    assert "GC content alone" in found.notes[-1]
 
 
 def test_a_single_contig_is_split_by_position(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,27 +10,30 @@ from had.dna.alphabet import N
 from had.dna.genome import Genome
 from had.dna.spans import Spans
 
-_CANDIDATES = 16
-"""Places tried for each region and round; the one of the nearest GC content counts."""
-_ROUNDS = 25
-_LETTERS_AT_ONCE = 1 << 22
+_FEWEST_PLACES, _PLACES_EACH = 1 << 16, 64
+"""Places that are looked at: so many for each region, at least as many as that (or all there are)."""
+_MOST_LETTERS = 1 << 29
+"""Letters of these places together: bounds the time."""
+_LENGTHS_ALIKE = 1.1
+"""Regions whose lengths differ by no more than this factor share their places."""
+_TRIES = 8
+"""Rounds in which a region takes a random place of like GC content; the nearest one after that."""
+_LETTERS_AT_ONCE = 1 << 20
 
 
 def gc_shares(genome: Genome, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of G and C among the letters A, C, G, T of regions (n,); NaN where there are none."""
     shares = np.full(len(starts), np.nan)
-    ends = np.cumsum(lengths)
-    first = 0
-    while first < len(starts):
-        before = ends[first] - lengths[first]
-        last = max(first + 1, int(np.searchsorted(ends, before + _LETTERS_AT_ONCE, side="right")))
-        size, begin = lengths[first:last], ends[first:last] - lengths[first:last] - before
-        within = np.arange(size.sum()) - np.repeat(begin, size)
-        codes = genome.codes[np.repeat(starts[first:last], size) + within]
-        strong = np.add.reduceat((codes == 1) | (codes == 2), begin, dtype=np.int64)
-        known = np.add.reduceat(codes != N, begin, dtype=np.int64)
-        shares[first:last] = np.divide(strong, known, out=np.full(len(size), np.nan), where=known > 0)
-        first = last
+    for length in np.unique(lengths):
+        # Rows of one length are copied whole, without an index for each letter.
+        rows = np.lib.stride_tricks.sliding_window_view(genome.codes, length)
+        same = np.flatnonzero(lengths == length)
+        step = max(1, _LETTERS_AT_ONCE // int(length))
+        for part in (same[first : first + step] for first in range(0, len(same), step)):
+            codes = rows[starts[part]]
+            strong = ((codes == 1) | (codes == 2)).sum(1, dtype=np.uint32)
+            known = (codes != N).sum(1, dtype=np.uint32)
+            shares[part] = np.divide(strong, known, out=np.full(len(part), np.nan), where=known > 0)
     return shares
 
 
@@ -38,6 +41,9 @@ def matched_background(
     genome: Genome, allowed: Spans, lengths: NDArray[np.int64], gc: NDArray[np.float64], tolerance: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For each peak a region of its length and about its GC content.
+
+    All peaks of like length choose from the same places: a random sample, or all there are in a small genome. A peak
+    takes a random one of those within the tolerance, and the nearest that is free where there is none.
 
     Parameters
     ----------
@@ -48,8 +54,7 @@ def matched_background(
     lengths, gc
         Letters and GC share of each peak (n,).
     tolerance
-        Largest difference of the GC shares that is taken at once; where no place is that near after several
-        rounds, the nearest of all that were tried is taken.
+        Largest difference of the GC shares of a peak and its region, where a free place has it.
     seed
         Of the draws.
 
@@ -63,47 +68,101 @@ def matched_background(
     rng = np.random.default_rng(seed)
     starts = np.full(len(lengths), -1, dtype=np.int64)
     shares = np.full(len(lengths), np.nan)
-    size = np.cumsum(allowed[:, 1] - allowed[:, 0]) if len(allowed) else np.zeros(0, dtype=np.int64)
-    if not len(size):
-        return starts, shares
-    for round_number in range(2 * _ROUNDS):
-        open_ones = np.flatnonzero(starts < 0)
-        if not len(open_ones):
-            break
-        # In the later rounds whatever is nearest will do.
-        limit = tolerance if round_number < _ROUNDS else np.inf
-        peak = np.repeat(open_ones, _CANDIDATES)
-        drawn = rng.integers(0, size[-1], len(peak))
-        span = np.searchsorted(size, drawn, side="right")
-        start = allowed[span, 1] - (size[span] - drawn)
-        fits = start + lengths[peak] <= allowed[span, 1]
-        peak, start = peak[fits], start[fits]
-        share = gc_shares(genome, start, lengths[peak])
-        distance = np.abs(share - gc[peak])
-        good = distance <= limit
-        peak, start, share, distance = peak[good], start[good], share[good], distance[good]
-        # The nearest candidate of each peak comes first.
-        order = np.lexsort((distance, peak))
-        best = order[np.append(True, np.diff(peak[order]) > 0)] if len(order) else order
-        best = best[_free(start[best], lengths[peak[best]], starts, lengths)]
-        starts[peak[best]], shares[peak[best]] = start[best], share[best]
+    alike = np.floor(np.log(lengths) / np.log(_LENGTHS_ALIKE))
+    # The longest first: they fit in the fewest places.
+    for size in np.unique(alike)[::-1]:
+        peaks = np.flatnonzero(alike == size)
+        longest = int(lengths[peaks].max())
+        wanted = min(max(_FEWEST_PLACES, _PLACES_EACH * len(peaks)), max(1, _MOST_LETTERS // longest))
+        places = _places(allowed, longest, wanted, rng)
+        places = places[_clear(places, longest, starts, lengths)]
+        gc_of_places = gc_shares(genome, places, np.full(len(places), longest))
+        order = np.argsort(gc_of_places, kind="stable")
+        _match(genome, places[order], gc_of_places[order], peaks, lengths, gc, tolerance, rng, starts, shares)
     return starts, shares
 
 
-def _free(
-    start: NDArray[np.int64], length: NDArray[np.int64], taken: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Indices of new regions that overlap neither taken ones (start ≥ 0) nor each other."""
+def _places(allowed: Spans, length: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Sorted starts at which ``length`` letters fit into a span: all there are, or ``n`` random ones."""
+    fitting = np.maximum(allowed[:, 1] - allowed[:, 0] - length + 1, 0) if len(allowed) else np.zeros(0, np.int64)
+    ends = np.cumsum(fitting)
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.arange(total) if total <= n else np.unique(rng.integers(0, total, n))
+    span = np.searchsorted(ends, chosen, side="right")
+    return allowed[span, 0] + chosen - (ends[span] - fitting[span]) if total else np.zeros(0, np.int64)
+
+
+def _match(
+    genome: Genome,
+    places: NDArray[np.int64],
+    gc_of_places: NDArray[np.float64],
+    peaks: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    gc: NDArray[np.float64],
+    tolerance: float,
+    rng: np.random.Generator,
+    starts: NDArray[np.int64],
+    shares: NDArray[np.float64],
+) -> None:
+    """Give each of ``peaks`` (their indices) one of the places (sorted by GC share); fills in starts and shares."""
+    tries = 0
+    while len(open_ones := peaks[starts[peaks] < 0]) and len(places):
+        open_ones = open_ones[np.argsort(gc[open_ones], kind="stable")]
+        low = np.searchsorted(gc_of_places, gc[open_ones] - tolerance, side="left")
+        high = np.searchsorted(gc_of_places, gc[open_ones] + tolerance, side="right")
+        if tries < _TRIES:
+            open_ones, low, high = (x[high > low] for x in (open_ones, low, high))
+            at = rng.integers(low, high) if len(low) else low
+        else:
+            # No more than there are places; chance decides who is left out.
+            kept = np.sort(rng.permutation(len(open_ones))[: len(places)])
+            open_ones = open_ones[kept]
+            at = nearest_of_their_own(gc_of_places, gc[open_ones])
+        chosen = places[at]
+        exact = gc_shares(genome, chosen, lengths[open_ones])
+        good = np.abs(exact - gc[open_ones]) <= (tolerance if tries < _TRIES else np.inf)
+        open_ones, chosen, exact = open_ones[good], chosen[good], exact[good]
+        first = _first_come(chosen, lengths[open_ones])
+        starts[open_ones[first]], shares[open_ones[first]] = chosen[first], exact[first]
+        clear = _clear(places, int(lengths[peaks].max()), starts, lengths)
+        places, gc_of_places = places[clear], gc_of_places[clear]
+        tries += 1
+
+
+def nearest_of_their_own(values: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For each of some sorted numbers an index of its own into sorted values, near the nearest value's.
+
+    Halfway between the two assignments that only move upwards, and only downwards, where several want the same.
+    """
+    n = np.arange(len(wanted))
+    after = np.searchsorted(values, wanted).clip(1, max(1, len(values) - 1))
+    before = after - 1
+    closer = np.abs(values[before] - wanted) <= np.abs(values[np.minimum(after, len(values) - 1)] - wanted)
+    at = np.where(closer, before, after)
+    up = np.maximum.accumulate(at - n)
+    down = np.minimum.accumulate((at - n)[::-1])[::-1]
+    return n + ((up + down) // 2).clip(0, len(values) - len(wanted))
+
+
+def _clear(
+    start: NDArray[np.int64], length: int, taken: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which places of one length overlap no taken region (those whose start is not negative)."""
     used = np.flatnonzero(taken >= 0)
     used = used[np.argsort(taken[used])]
     used_start, used_end = taken[used], taken[used] + lengths[used]
     after = np.searchsorted(used_start, start, side="left")
-    free = np.ones(len(start), dtype=np.bool_)
+    clear = np.ones(len(start), dtype=np.bool_)
     has_next, has_last = after < len(used), after > 0
-    free[has_next] &= (start + length)[has_next] <= used_start[after[has_next]]
-    free[has_last] &= start[has_last] >= used_end[after[has_last] - 1]
+    clear[has_next] &= start[has_next] + length <= used_start[after[has_next]]
+    clear[has_last] &= start[has_last] >= used_end[after[has_last] - 1]
+    return clear
+
+
+def _first_come(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of regions that do not overlap each other: from left to right each that has room."""
     chosen, reach = [], -1
-    for i in np.flatnonzero(free)[np.argsort(start[free], kind="stable")]:
+    for i in np.argsort(start, kind="stable"):
         if start[i] >= reach:
             chosen.append(i)
             reach = start[i] + length[i]

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from had.dna.alphabet import decode
+from had.dna.alphabet import decode, reverse_complement
 from had.dna.genome import Genome
 from had.dna.labelled_rows import Locus
 from had.dna.labelled_tasks import LabelledRow, Task
 from had.dna.peaks import BACKGROUND, PEAK, PeakSet, Region, peaks_with_background
 from had.errors import UserError
 from had.files import atomic_write_text, sha256_of_file
+from had.metrics import auroc
 from had.training.finetuning_data import FinetuningData, prepare_rows
 from had.training.finetuning_split import hold_out
 
@@ -78,7 +79,8 @@ def load_peaks(
     given: dict[str, list[LabelledRow]] = {"train": [], "dev": [], "test": []}
     for number, region in enumerate(peaks.regions, start=1):
         offset = genome.contig(region.contig).offset
-        letters = decode(genome.codes[offset + region.start : offset + region.end])
+        codes = genome.codes[offset + region.start : offset + region.end]
+        letters = decode(reverse_complement(codes) if region.strand == "-" else codes)
         locus = Locus(region.contig, region.start, region.end)
         # Background bears its peak's name: that is no repetition, however many there are for each.
         name = region.name if region.label == PEAK else str(number)
@@ -96,6 +98,8 @@ def load_peaks(
     digests = {"peaks": sha256_of_file(path), "genome": genome.digest}
     if config.blacklist is not None:
         digests["blacklist"] = sha256_of_file(config.blacklist)
+    gc = auroc([region.label == PEAK for region in peaks.regions], [region.gc for region in peaks.regions])
+    peaks.notes.append(f"GC content alone tells peaks from their background with an AUROC of {gc:.2f} (.5: not at all)")
     data = prepare_rows(
         {name: rows for name, rows in given.items() if rows},
         {},
@@ -105,11 +109,12 @@ def load_peaks(
         task="binary",
         max_length=max_length,
     )
+    data.facts["auroc_of_gc_content"] = gc
     return data, peaks
 
 
 def write_regions(peaks: PeakSet, folder: Path) -> list[Path]:
-    """Write ``peaks.bed`` and ``background.bed``: BED6 (name, score 0, no strand), then split and GC share."""
+    """Write ``peaks.bed`` and ``background.bed``: BED6 (name, score 0, strand), then split and GC share."""
     written = []
     for label in (PEAK, BACKGROUND):
         path = folder / f"{'peaks' if label == PEAK else label}.bed"
@@ -121,4 +126,4 @@ def write_regions(peaks: PeakSet, folder: Path) -> list[Path]:
 
 def _bed_row(region: Region) -> str:
     place = f"{region.contig}\t{region.start}\t{region.end}\t{region.name}"
-    return f"{place}\t0\t.\t{region.split}\t{region.gc:.4f}\n"
+    return f"{place}\t0\t{region.strand}\t{region.split}\t{region.gc:.4f}\n"
