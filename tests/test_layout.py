@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "had"
 ROOMS = [
-    {"errors", "files", "yaml_text", "schema", "config", "console", "figures", "launch", "assets", "recipes"},
+    {"errors", "files", "hub", "yaml_text", "schema", "config", "console", "figures", "launch", "assets", "recipes"},
     {"dna"},
     {"ops"},
     {"models"},

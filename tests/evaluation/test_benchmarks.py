@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from had.errors import RunFault, UserError
-from had.evaluation import report_sections, selection, units
+from had.evaluation import report_provenance, selection, units, workers
 from had.evaluation.benchmark_folder import (
     COLUMNS,
     BenchmarkFolder,
@@ -89,7 +89,7 @@ def test_every_kind_of_model_has_a_row_a_seed_that_can_be_computed_again(base: P
     # The made-up classes are easy for a linear model on composition.
     kmer = [row for row in rows if row["model"] == "kmer"]
     assert min(float(row["value"]) for row in kmer) > 0.8
-    assert "every seed" in kmer[0]["note"] or "same for every seed" in kmer[0]["note"]
+    assert "nothing in it is random: the same for every seed" in kmer[0]["note"]
     assert {row["value"] for row in kmer} == {kmer[0]["value"]}
     untrained = [read_record(place_of(base / "run", Unit("mouse/3", "untrained", s))).facts for s in (0, 1)]
     assert untrained[0]["seed_changes_nothing"] is False
@@ -249,7 +249,7 @@ def test_the_table_of_recipes_names_the_tasks_and_muons_own_rate(monkeypatch: py
         return [Record({}, {"epochs": n}, {"kind": model, "recipes": [own]}) for n in (5, 10)]
 
     monkeypatch.setattr(folder, "records_of", records_of)
-    (made,) = report_sections._recipes(folder)
+    (made,) = report_provenance._recipes(folder)
     assert isinstance(made, Table)
     assert made.rows == [
         ["scratch", "Muon and AdamW", "5, 10", "64", "0.005 (Muon 0.001)", "0.1", "5%", "0.99", "all"],
@@ -287,7 +287,7 @@ def test_the_test_file_is_opened_only_when_a_model_stands(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    read, choose, fold = TaskFiles.read, units.choose, units.TaskData.fold
+    read, choose = TaskFiles.read, units.choose
 
     def spy_read(self, split):
         events.append(split)
@@ -304,7 +304,6 @@ def test_the_test_file_is_opened_only_when_a_model_stands(
     benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], models=("had", "probe", "kmer"), seeds=1))
     assert events[:2] == ["train", "dev"]
     assert events[2:] == ["choose", "chosen", "test"] * 3 + ["test"]
-    assert fold is units.TaskData.fold
 
 
 def test_a_poisoned_test_file_fails_at_the_end_and_not_before(base: Path, tmp_path: Path) -> None:
@@ -401,15 +400,14 @@ def test_the_seconds_of_frozen_features_count_once(base: Path, monkeypatch: pyte
 
 def test_an_interrupt_is_left_to_the_process_that_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("setup_logging", "keep_freed_memory", "set_threads"):
-        monkeypatch.setattr(units, name, lambda *_, **__: None)
+        monkeypatch.setattr(workers, name, lambda *_, **__: None)
     before, level = signal.getsignal(signal.SIGINT), logging.getLogger("had").level
     try:
-        units.start_worker(1)
+        workers.start_worker(1)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
         logging.getLogger("had").setLevel(level)
-        units._worker.clear()
 
 
 def test_a_unit_that_fails_does_not_stop_the_others(base: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ HELD_OUT_WINDOWS = 100
 """… if the record is at least this many windows long."""
 BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 """Names of files of intervals end so, perhaps with ``.gz`` after it, in any case."""
-_DIGITS = re.compile(r"[0-9]+", re.ASCII)
+_DIGITS = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ _ARCHIVES = {
 """First bytes of files that people try, and what to do with them."""
 _NO_LABEL = {"0", "0.0", "false"}
 _ONE_LABEL = {"1", "1.0", "true"}
+MORE_FIELDS = "more fields than the file has columns"
+"""Problem of a record whose row is longer than the header."""
 MISSING = {"", "nan", "na", "n/a", "null"}
 """Labels, in lower case, that say that there is none."""
 
@@ -71,7 +73,9 @@ class Record(NamedTuple):
     strand: str = "."
     """Of an interval whose letters were read from a genome: ``+`` or ``-``, as its file has it."""
     problem: str = ""
-    """Why an interval has no letters; empty where it has."""
+    """Why the record has no letters that could be read; empty where it has."""
+    locatable: bool = False
+    """Whether its file has columns of coordinates, be they empty here."""
 
 
 def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label: bool = True) -> Iterator[Record]:
@@ -208,6 +212,7 @@ class _Columns:
             Locus(contig, start, end) if located else None,
             field(self.split).lower() or None,
             field(self.task) or None,
+            locatable=None not in self.locus,
         )
 
     def _several(self, field: Callable[[int | None], str], line: int) -> str | None:
@@ -273,12 +278,17 @@ def _table_records(
             return
         if fields:
             number += 1
-            if need_label and any(text.strip() for text in fields[len(names) :]):
-                raise UserError(
-                    f"{path}, line {reader.line_num + skipped}: the row has {len(fields)} fields, but line {skipped} "
-                    f"names {len(names)} columns; quote a field that holds the separator, or name every column"
-                )
-            yield columns.record(fields, reader.line_num + skipped, number)
+            record = columns.record(fields, reader.line_num + skipped, number)
+            if any(text.strip() for text in fields[len(names) :]):
+                if need_label:
+                    raise UserError(
+                        f"{path}, line {reader.line_num + skipped}: the row has {len(fields)} fields, but line "
+                        f"{skipped} names {len(names)} columns; quote a field that holds the separator, or name every "
+                        "column"
+                    )
+                # Nobody knows which field is the sequence.
+                record = record._replace(sequence="", locus=None, problem=MORE_FIELDS)
+            yield record
 
 
 def _fasta_records(header: str, lines: Iterator[str], line: int, need_label: bool) -> Iterator[Record]:

@@ -23,7 +23,7 @@ MOST_INTEGERS = 100
 """More distinct integers than this may be classes or values: the user says which."""
 LARGEST_VALUE = 1e30
 """Larger values of a regression are refused: they are no measurements, and squares of much larger ones overflow."""
-WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+WHOLE_NUMBER = re.compile(r"([+-]?\d{1,999})(?:\.0*)?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """What people write for numbers; Python's own `float` takes the class name 1_1 for eleven."""
 

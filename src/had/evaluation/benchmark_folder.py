@@ -336,12 +336,23 @@ def read_predictions(path: Path) -> Predictions:
 def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path}: is no table of scores; move it away or use another --out")
-        rows = list(reader)
-    return {Unit(row["task"], row["model"], int(row["seed"])): row for row in rows}
+    rows = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError("other columns")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"line {reader.line_num} is cut off or too long")
+                float(row["value"])
+                rows[Unit(row["task"], row["model"], int(row["seed"]))] = row
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}: is no whole table of scores ({error}); move it away, and the same command writes it anew from "
+            "the predictions beside it (or use another --out)"
+        ) from error
+    return rows
 
 
 def _short(value: Any) -> str:

@@ -16,10 +16,10 @@ from had.config import check_seed
 from had.console import in_words, progress, say
 from had.errors import RunFault, UserError
 from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
-from had.evaluation.contestants import Contestant, fit_configs, parse_models
+from had.evaluation.contestants import Contestant, check_changes, fit_configs, parse_models
 from had.evaluation.costs import Costs
 from had.evaluation.hub_data import fetch
-from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, find_task, need_task, tasks_here
+from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tasks_here
 from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_suite, smallest_first
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
@@ -90,7 +90,8 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     Raises
     ------
     UserError
-        If an option, a model or data are wrong, or the folder holds other scores; nothing was written then.
+        If an option, a model or data are wrong, or the folder holds other scores; nothing was written then. Or if units
+        failed, and all of them because of what they were given: the others and the report are written.
     RunFault
         If a unit failed (the others are done), a worker was killed, or the disk refused.
     """
@@ -101,12 +102,15 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     set_threads(threads)
     device = choose_device(options.device)
     contestants = parse_models(options.models, options.model, options.teacher)
+    notes = check_changes(options.changes, contestants)
     specs, origin, left_out = _specs(suite, options)
     shelf = Shelf()
     look = BenchmarkFolder.look(out, suite.name)
     planned, there = _plan(look, specs, contestants, seeds, options, shelf, device)
     for line in _describe(suite, specs, contestants, seeds, planned, there, origin, options, shelf):
         say(line)
+    for note in notes:
+        say(note)
     for name, reason in left_out.items():
         say(f"  {name} is left out: {reason}")
     if options.dry_run:
@@ -200,7 +204,12 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
 
 
 def _has(suite: Suite, task: BenchmarkTask, is_its_own: bool, folder: Path) -> bool:
-    return find_task(folder, suite, task, is_its_own=is_its_own) is not None
+    """Whether a task is there with all it needs: a download that was cut off leaves some of its files."""
+    try:
+        need_task(folder, suite, task, is_its_own=is_its_own)
+    except UserError:
+        return False
+    return True
 
 
 def _plan(

@@ -17,7 +17,7 @@ from had.files import sha256_of_file
 from had.models.ntv2_published import find_checkpoint
 from had.models.saving import DEFAULT_MODEL, WEIGHTS_FILE, find_folder
 from had.models.student import HADConfig, student_config
-from had.training.finetuning_recipe import FitConfig
+from had.training.finetuning_recipe import FitConfig, chosen_metric
 
 KINDS = {
     "had": "a pre-trained student, fine-tuned (--model, or had:FOLDER)",
@@ -125,6 +125,36 @@ def _digest(kind: str, source: str, model: str) -> str:
     return ""
 
 
+def check_changes(changes: Mapping[str, Any], contestants: Sequence[Contestant]) -> list[str]:
+    """Refuse settings that mean nothing, of models that are not run too; what is to be said of the others.
+
+    Parameters
+    ----------
+    changes
+        Settings by section, as given.
+    contestants
+        Who is run.
+
+    Raises
+    ------
+    UserError
+        If a section or a setting is unknown, or a value has no meaning.
+    """
+    notes = []
+    for section, values in changes.items():
+        if section not in _SECTIONS.values() or not isinstance(values, Mapping):
+            raise UserError(
+                f"{section!r} is no section of settings; they are training, teacher and cnn, as cnn.epochs=5"
+            )
+        config = build(FitConfig, dict(values), f"options ({section})")
+        # Whatever the suite, its tasks are classes.
+        chosen_metric("multiclass", config.metric)
+        kinds = [kind for kind, own in _SECTIONS.items() if own == section]
+        if not any(contestant.kind in kinds for contestant in contestants):
+            notes.append(f"{section}.{next(iter(values), '')} changes nothing here: no model is {' or '.join(kinds)}")
+    return notes
+
+
 def fit_configs(
     suite: Suite,
     task: BenchmarkTask,
@@ -152,10 +182,6 @@ def fit_configs(
     """
     if recipe not in RECIPES:
         raise UserError(f"--recipe is {' or '.join(RECIPES)}; got {recipe!r}")
-    if unknown := sorted((changes or {}).keys() - set(_SECTIONS.values())):
-        raise UserError(
-            f"{unknown[0]!r} is no section of settings; they are training, teacher and cnn, as cnn.epochs=5"
-        )
     of_suite: dict[str, Any] = {"metric": task.metric, "epochs": suite.epochs, "batch_size": suite.batch_size}
     of_suite["warmup"] = suite.warmup
     rates: Sequence[float | None] = suite.rates
@@ -174,9 +200,9 @@ def fit_configs(
         values["optimizer"] = "adamw"
     section = _SECTIONS[contestant.kind]
     values |= (changes or {}).get(section, {})
-    if "lr" in values:
-        rates = (values.pop("lr"),)
     config = build(FitConfig, values, f"options ({section})")
+    if "lr" in values:
+        rates = (config.lr,)
     if contestant.kind == "cnn" and config.optimizer == "muon":
         raise UserError("the cnn has no matrices for muon: leave out cnn.optimizer=muon")
     return [dataclasses.replace(config, lr=rate) for rate in rates]

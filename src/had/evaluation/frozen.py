@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from had.baselines.kmer_regression import KmerLogisticRegression
 from had.bootstrap import bootstrap_difference
+from had.config import check_seed
 from had.console import progress, say
 from had.dna.labelled import LabelledSequences, read_splits
 from had.errors import UserError
 from had.evaluation.features import student_layers, teacher_layers
 from had.evaluation.probes import draw_rows, probe_layers
-from had.files import atomic_write_text
+from had.files import atomic_write_text, why_no_folder
 from had.metrics import mcc
 from had.models.saving import find_folder
 from had.models.student import HADConfig, HADModel
@@ -55,8 +57,9 @@ def open_model(spec: str, device: torch.device) -> Callable[[Sequence[str]], Lay
     """
     kind, _, rest = spec.partition(":")
     if kind == "untrained":
-        if not rest.isdigit():
+        if not re.fullmatch(r"\d{1,20}", rest, re.ASCII):
             raise UserError(f"untrained:SEED needs a whole number; got {spec!r}")
+        check_seed(int(rest))
         torch.manual_seed(int(rest))
         student = HADModel(HADConfig()).to(device)
     elif kind == "teacher":
@@ -99,6 +102,12 @@ def probe_tasks(
     UserError
         If a task or a model cannot be used, or ``out`` has rows of a task that were fitted on more or fewer rows.
     """
+    if max_rows is not None and max_rows < 2:
+        raise UserError(f"--max-rows must be at least 2; got {max_rows}")
+    if out.is_dir() or (reason := why_no_folder(out.absolute().parent)):
+        raise UserError(f"{out} cannot be written ({'it is a folder' if out.is_dir() else reason}); use another --out")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out.absolute().parent} is no folder; make it, or use another --out")
     rows = _read(out)
     done = {(row["task"], row["model"]) for row in rows}
     with progress(len(tasks) * len(models), "probing", "probes") as advance:
@@ -106,7 +115,7 @@ def probe_tasks(
             splits = read_splits(data / task)
             if missing := [name for name in SPLITS if name not in splits]:
                 raise UserError(f"{data / task}: has no {missing[0]} file; a probe needs train, dev and test")
-            n_train = min(len(splits["train"]), max_rows or len(splits["train"]))
+            n_train = min(len(splits["train"]), len(splits["train"]) if max_rows is None else max_rows)
             for row in rows:
                 if row["task"] == task and int(row["n_train"]) != n_train:
                     raise UserError(
@@ -201,9 +210,10 @@ def _read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path}: is no table of probes; name another file by --out")
-        return list(reader)
+        rows = list(reader) if tuple(reader.fieldnames or ()) == FIELDS else [{}]
+    if any(None in row.values() or row.keys() != set(FIELDS) for row in rows):
+        raise UserError(f"{path}: is no whole table of probes; name another file by --out")
+    return rows
 
 
 def _as_csv(rows: Sequence[Mapping[str, str]]) -> str:

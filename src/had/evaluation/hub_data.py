@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from had.dna.store import cache_folder
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
+from had.hub import hub_errors
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
@@ -50,7 +51,6 @@ def fetch(
         If there is no such repository or choice of files, or it is neither cached nor to be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     if not _REPOSITORY.fullmatch(repository):
         raise UserError(f"{repository!r} is no Hub repository; write hub:owner/name")
@@ -73,12 +73,12 @@ def fetch(
         if what in entry.get("fetched", []):
             try:
                 folder = get(local=True)
-            except OSError:
+            except hub_errors():
                 # The Hub's cache was emptied: fetch the same commit again.
                 folder = None
         if folder is None or not has(folder):
             folder = get(local=False)
-    except (OSError, HFValidationError) as error:
+    except hub_errors() as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{repository} at {commit} is not in this machine's Hub cache and could not be downloaded ({reason}); run "

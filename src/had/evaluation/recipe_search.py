@@ -12,11 +12,9 @@ The test files have no part in it: they are taken out of what is known of a task
 import dataclasses
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,8 @@ from had.evaluation.protocols import chosen_tasks, find_suite
 from had.evaluation.recipe_settings import slug
 from had.evaluation.recipe_tables import write_tables
 from had.evaluation.selection import as_finetuning, build_classifier, finetune_config
-from had.evaluation.units import Shelf, TaskSpec, start_worker
+from had.evaluation.units import Shelf, TaskSpec
+from had.evaluation.workers import worker_pool
 from had.files import atomic_write_text
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
@@ -302,22 +301,10 @@ def _results(trials: Sequence[Trial], options: SearchOptions, shelf: Shelf) -> I
         for trial in trials:
             yield trial, run_trial(trial, shelf)
         return
-    pool = ProcessPoolExecutor(
-        options.jobs, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(options.threads,)
-    )
-    try:
+    with worker_pool(options.jobs, options.threads, "finished trials are saved") as pool:
         waiting = {pool.submit(_work, trial): trial for trial in trials}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
-    except BrokenProcessPool as error:
-        raise RunFault(
-            "a worker process was killed (out of memory? fewer --jobs need less); finished trials are saved, and the "
-            "same command goes on from there"
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()
 
 
 _worker_shelf = Shelf()

@@ -1,17 +1,17 @@
 """Running the jobs of a benchmark: one after the other, or several at a time in processes of their own."""
 
 import dataclasses
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from typing import Any
 
 from had.console import Progress
 from had.errors import RunFault, UserError
 from had.evaluation.benchmark_folder import Record, Unit
 from had.evaluation.frozen_features import FeatureTable
-from had.evaluation.units import Job, Shelf, run_job, start_worker, work
+from had.evaluation.units import Job, Shelf, run_job
+from had.evaluation.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,12 @@ def run_in_parallel(planned: Sequence[Planned], jobs: int, threads: int, bar: Pr
     RunFault
         If a process was killed.
     """
-    following: dict[Future[list[Record]], tuple[Planned, Planned | None]] = {}
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(threads,)
-    )
+    following: dict[Future[tuple[list[Record], Exception | None]], tuple[Planned, Planned | None]] = {}
+    with worker_pool(jobs, threads, "what was done is saved") as pool:
 
-    def submit(item: Planned, later: Planned | None = None) -> None:
-        following[pool.submit(work, item.job)] = (item, later)
+        def submit(item: Planned, later: Planned | None = None) -> None:
+            following[pool.submit(_work, item.job)] = (item, later)
 
-    try:
         for item in planned:
             for now, later in _parts(item):
                 submit(now, later)
@@ -121,30 +118,38 @@ def run_in_parallel(planned: Sequence[Planned], jobs: int, threads: int, bar: Pr
             ready, _ = wait(following, return_when=FIRST_COMPLETED)
             for future in ready:
                 item, later = following.pop(future)
-                cost = item.cost + (later.cost if later else 0.0)
-                try:
-                    records = future.result()
-                except (RunFault, UserError) as reason:
-                    lost = item.job.seeds + (later.job.seeds if later else ())
+                records, reason = future.result()
+                each = item.cost / len(item.job.seeds)
+                for record in records:
+                    bar(each)
+                    yield Event(each, record)
+                if reason is not None:
+                    lost = item.job.seeds[len(records) :] + (later.job.seeds if later else ())
+                    cost = item.cost - each * len(records) + (later.cost if later else 0.0)
                     bar(cost)
                     yield Event(cost, None, tuple(map(item.job.unit, lost)), reason)
-                    continue
-                for record in records:
-                    bar(item.cost / len(records))
-                    yield Event(item.cost / len(records), record)
-                if later is not None:
+                elif later is not None:
                     decided = tuple(c for c in later.job.configs if c.lr == records[0].facts["lr"])
                     for seed in later.job.seeds:
                         submit(dataclasses.replace(later, job=_job(later, (seed,), decided)))
-    except BrokenProcessPool as error:
-        raise RunFault(
-            "a worker process was killed (out of memory? fewer --jobs need less); what was done is saved, and the same "
-            "command goes on from there"
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.terminate()
+
+
+def _work(job: Job) -> tuple[list[Record], Exception | None]:
+    """Compute a job in a worker process: the records of its seeds, in order, and why the next one failed."""
+    if "shelf" not in _own:
+        # Tasks that are read once more cost less than memory that each process keeps.
+        _own.update(shelf=Shelf(letters=0), features=FeatureTable())
+    records: list[Record] = []
+    try:
+        for record in run_job(job, _own["shelf"], _own["features"]):
+            records.append(record)
+    except (RunFault, UserError) as reason:
+        return records, reason
+    return records, None
+
+
+_own: dict[str, Any] = {}
+"""What a worker process keeps between jobs."""
 
 
 def _parts(item: Planned) -> Iterator[tuple[Planned, Planned | None]]:

@@ -4,11 +4,6 @@ What runs here runs in the benchmark's own process or in a worker; it writes not
 """
 
 import dataclasses
-import logging
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from had.console import Progress, setup_logging
+from had.console import Progress
 from had.dna.labelled_tasks import UNSEEN
 from had.evaluation.benchmark_folder import (
     Record,
@@ -35,7 +30,7 @@ from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.selection import METRIC, Chosen, choose
 from had.evaluation.suite_data import TaskData, TestRows
-from had.training.devices import choose_device, keep_freed_memory, set_threads
+from had.training.devices import choose_device, memory_faults
 from had.training.finetuning_recipe import FitConfig
 
 
@@ -107,7 +102,7 @@ def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | 
     UserError
         If data or model do not fit.
     RunFault
-        If training diverged or the disk refused.
+        If training diverged, memory did not suffice, or the disk refused.
     """
     data = shelf.get(job.spec)
     device = choose_device(job.device)
@@ -115,7 +110,8 @@ def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | 
     ready: tuple[Chosen, TestRows, NDArray[np.float64], dict[str, Any]] | None = None
     for seed in job.seeds:
         if ready is None or not stands_for_every_seed(job.contestant, data):
-            ready = _compute(job, data, seed, decided, features, device, advance)
+            with memory_faults():
+                ready = _compute(job, data, seed, decided, features, device, advance)
         chosen, test, outputs, facts = ready
         if len(decided) > 1:
             decided = tuple(config for config in decided if config.lr == facts["lr"])
@@ -215,30 +211,3 @@ def settings_of(spec: TaskSpec, contestant: Contestant, configs: Sequence[FitCon
         "model": contestant.digest,
         "recipes": [dataclasses.asdict(config) for config in configs],
     }
-
-
-_worker: dict[str, Any] = {}
-
-
-def start_worker(threads: int) -> None:
-    """Prepare a worker process: its threads, silence, and an end if the benchmark's own process ends."""
-    # Ctrl-C reaches every process of the terminal: idle workers would show tracebacks, and the parent ends them anyway.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    setup_logging(quiet=True)
-    logging.getLogger("had").setLevel(logging.ERROR)
-    keep_freed_memory()
-    set_threads(threads)
-    _worker.update(shelf=Shelf(letters=0), features=FeatureTable())
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def work(job: Job) -> list[Record]:
-    """Compute a job in a worker process."""
-    return list(run_job(job, _worker["shelf"], _worker["features"]))

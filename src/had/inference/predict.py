@@ -29,7 +29,7 @@ from had.training.finetuning_scores import predict_logits
 _RECORDS = 512
 _LETTERS = 1 << 20
 """Letters, and records, that are in memory at once (or one record)."""
-_WHOLE = re.compile(r"-?\d+", re.ASCII)
+_WHOLE = re.compile(r"-?\d{1,15}", re.ASCII)
 _MOST_IDS = 2_000_000
 """Ids that are remembered to count repeated ones."""
 
@@ -89,8 +89,9 @@ def predict(
     loaded = HADForSequenceClassification.from_pretrained(model).to(target)
     use_both = loaded.config.conjoin if conjoin is None else conjoin
     records = _open(input_path, genome, quiet)
-    if out.exists() and input_path.resolve() == out.resolve():
-        raise UserError(f"{out} is the input itself; name another file by --out")
+    for what, path in (("input", input_path), ("genome", genome)):
+        if path is not None and out.exists() and Path(path).resolve() == out.resolve():
+            raise UserError(f"{out} is the {what} itself; name another file by --out")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
     if reason := why_no_folder(out.absolute().parent):
@@ -102,6 +103,12 @@ def predict(
     first = next(records, None)
     if first is None:
         raise UserError(f"{input_path} has no record; there is nothing to predict")
+    no_coordinates = (
+        f"{input_path} has no coordinates (columns chrom, start and end, or a BED file), which {out.name} needs; name "
+        "a table, such as .tsv, by --out"
+    )
+    if track_of is not None and first.locus is None and not first.locatable:
+        raise UserError(no_coordinates)
     if dry_run:
         say(f"would predict {loaded.config.task} for {input_path} and write {out}; nothing was written")
         return {"rows": 0, "without_prediction": {}, "duplicated_ids": 0}
@@ -128,10 +135,7 @@ def predict(
             rows += len(found)
             advance(len(found))
         if track_of is not None and not located:
-            raise UserError(
-                f"{input_path} has no coordinates (columns chrom, start and end, or a BED file), which {out.name} "
-                "needs; name a table, such as .tsv, by --out"
-            )
+            raise UserError(no_coordinates)
     if track_of is None:
         say(f"{out}: {rows:,} rows")
     else:
@@ -219,7 +223,7 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
 def _why_not(record: Record, longest: int) -> tuple[str, str]:
     """Reason for no prediction, and its kind (to be counted); both empty where there is one."""
     if record.problem:
-        return record.problem, "the interval does not fit the genome"
+        return record.problem, record.problem if record.locus is None else "the interval does not fit the genome"
     if not record.sequence:
         return "an empty sequence", "an empty sequence"
     if len(record.sequence) > longest:

@@ -32,7 +32,10 @@ class Row(NamedTuple):
 
 
 Write = Callable[[Sequence[Row]], None]
-_NOT_WRITTEN = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather", ".h5", ".bw", ".bigwig", ".bb", ".zip", ".fa")
+_NOT_WRITTEN = (
+    *(".xlsx", ".xls", ".ods", ".json", ".jsonl", ".feather", ".h5", ".bw", ".bigwig", ".bb", ".zip"),
+    *(".fa", ".fasta", ".fna", ".fai", ".2bit"),
+)
 _ROWS_PER_GROUP = 16_384
 """Rows in one row group of a Parquet file; so many are kept in memory."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from had.dna.store import cache_folder
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
+from had.hub import hub_errors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -162,7 +163,7 @@ def _in_folder(folder: Path) -> CheckpointFiles:
 
 def _on_hub(repository: str, revision: str) -> CheckpointFiles:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def fetch(file: str, cached_only: bool = False) -> Path | None:
         """Path of a file in the Hub's cache; None where the repository has no such file."""
@@ -184,7 +185,7 @@ def _on_hub(repository: str, revision: str) -> CheckpointFiles:
         if config is not None:
             found = (fetch(file, mode) for mode in modes for file in weights_files)
             weights = next((path for path in found if path is not None), None)
-    except (OSError, HFValidationError) as error:
+    except hub_errors() as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{repository} at {revision} is not in this machine's Hub cache and could not be downloaded "

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from had.errors import RunFault, UserError
 from had.files import atomic_write_bytes, atomic_write_text
+from had.hub import hub_errors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,7 +79,7 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
         raise UserError(f"{name}: no folder here and no bundled model has this name (bundled: {bundled}).")
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=_HUB_FILES))
-    except (OSError, HFValidationError) as error:
+    except hub_errors() as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason}).") from error
 
@@ -229,5 +229,5 @@ def upload_folder(folder: str | os.PathLike[str], repo_id: str, private: bool = 
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=Path(folder), commit_message="Upload model")
         return str(commit)
-    except (OSError, HFValidationError) as error:
+    except hub_errors() as error:
         raise UserError(f"{repo_id}: the Hub did not take the model ({str(error).strip().splitlines()[0]}).") from error

@@ -121,6 +121,8 @@ class HADConfig:
         had.errors.UserError
             An unknown name, or a value that is not allowed.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"the model's config must hold names with values; got {values!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
             raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")

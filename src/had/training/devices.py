@@ -3,14 +3,15 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from had.errors import UserError
+from had.errors import RunFault, UserError
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -64,6 +65,23 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
         log_with=trackers or None,
         project_config=project,
     )
+
+
+@contextmanager
+def memory_faults() -> Iterator[None]:
+    """Turn running out of memory, on a GPU or here, into a `RunFault` that says what to do about it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's own allocator for CPUs has no class for it.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        if not known:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunFault(
+            f"memory did not suffice ({reason}); show fewer letters at once (training.letters_per_pass=4096), cut "
+            "sequences (max_length), or use --device cpu"
+        ) from error
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from had.models.heads import HADClassifierConfig, HADForSequenceClassification, 
 from had.models.saving import WEIGHTS_FILE, find_folder
 from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
-from had.training.devices import choose_device, keep_freed_memory, native_bf16, set_threads
+from had.training.devices import choose_device, keep_freed_memory, memory_faults, native_bf16, set_threads
 from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
     UserError
         If data, model or options are wrong; nothing was written then.
     RunFault
-        If the loss is not finite or the disk is full.
+        If the loss is not finite, memory does not suffice or the disk is full.
     """
     options = options or RunOptions()
     keep_freed_memory()
@@ -102,7 +102,9 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
             say(note)
         if peaks is not None:
             say(f"regions are in {' and '.join(map(str, write_regions(peaks, run.path)))}")
-        return _run(config, data, model, {"name": config.model, "digest": digest.get("model"), **known}, run, options)
+        base = {"name": config.model, "digest": digest.get("model"), **known}
+        with memory_faults():
+            return _run(config, data, model, base, run, options)
     except OSError as error:
         raise RunFault(f"{error.filename or out}: {error.strerror or error}. {run.saved_sentence()}") from error
     finally:

@@ -144,6 +144,8 @@ class Fit(Generic[Classifier]):
         if config.class_weights == "balanced":
             self.class_weights = _weights(model.config.task, train.targets, len(model.config.classes), model.device)
         self.epoch = self.best_epoch = 0
+        self.better_epoch = 0
+        """Last epoch whose score, whatever its loss, was better than all before: patience counts from it."""
         self.seconds = self.seconds_before = 0.0
         self.best_key: tuple[float, float] | None = None
         self.best: dict[str, Tensor] = {}
@@ -195,6 +197,8 @@ class Fit(Generic[Classifier]):
             self.epoch += 1
             # Where two epochs have one score (often 0: one class predicted), the smaller loss decides.
             key = (or_worst(scores.get(self.metric, math.nan)), or_worst(-scores["loss"]))
+            if self.best_key is None or key[0] > self.best_key[0]:
+                self.better_epoch = self.epoch
             if self.best_key is None or key > self.best_key:
                 self.best_key, self.best_epoch = key, self.epoch
                 self.best = {k: v.detach().clone() for k, v in self.shadow.state_dict().items()}
@@ -212,7 +216,7 @@ class Fit(Generic[Classifier]):
         return self._result()
 
     def _out_of_patience(self) -> bool:
-        return bool(self.config.patience) and self.epoch - self.best_epoch >= self.config.patience
+        return bool(self.config.patience) and self.epoch - self.better_epoch >= self.config.patience
 
     def _rate(self, step: int, number: int = 0) -> float:
         return learning_rate(step, self.total, self.schedules[number])
@@ -314,6 +318,7 @@ class Fit(Generic[Classifier]):
             states.append(state)
         key = None if self.best_key is None else [repr(value) for value in self.best_key]
         extra: dict[str, Any] = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_key": key}
+        extra["better_epoch"] = self.better_epoch
         extra |= {"optimizers": states, "seconds": self.seconds, "rc_augment": self.rc_augment}
         save_checkpoint(folder, self.epoch * self.steps_per_epoch, tensors, extra, keep=1)
 
@@ -335,6 +340,7 @@ class Fit(Generic[Classifier]):
             own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}
             restore_optimizer(optimizer, self.model.named_parameters(), own, saved, prefix=f"optimizer{i}")
         self.epoch, self.best_epoch = int(state["epoch"]), int(state["best_epoch"])
+        self.better_epoch = int(state.get("better_epoch", self.best_epoch))
         # As it was decided then: sums on another number of threads may fall on the other side of a threshold.
         self.rc_augment = bool(state.get("rc_augment", self.rc_augment))
         self.seconds = self.seconds_before = float(state.get("seconds", 0.0))

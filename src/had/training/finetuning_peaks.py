@@ -90,7 +90,9 @@ def load_peaks(
     how = peaks.split
     if not given["dev"]:
         task = Task("binary", (BACKGROUND, PEAK))
-        given["train"], given["dev"], said = hold_out(given["train"], task, "locus", valid_fraction, seed, "validation")
+        given["train"], given["dev"], said = hold_out(
+            given["train"], task, "locus", valid_fraction, seed, "validation", str(path)
+        )
         how += f"; validation: {said}"
         for row in given["dev"]:
             # The files of regions say what validated.

@@ -106,7 +106,8 @@ def hold_out(
     if not held:
         raise UserError(
             f"{source}: {len(rows)} rows are too few, or too much alike (one locus, or one sequence), to hold some out "
-            f"for {what}; add rows, give rows of your own to validate with, or use --split random"
+            f"for {what}; add rows, or give rows of your own to validate with"
+            + ("" if mode == "locus" else ", or use --split random")
         )
     kept = [row for i, row in enumerate(rows) if i not in held]
     out = [rows[i] for i in sorted(held)]
