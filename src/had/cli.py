@@ -325,7 +325,7 @@ def predict(
         Path, typer.Argument(metavar="INPUT", help="FASTA, CSV, TSV, Parquet; or BED with --genome.")
     ],
     out: Annotated[Path, typer.Option(help="Table: .tsv, .csv (.gz), .parquet; .bedgraph or .bed for intervals.")],
-    genome: Annotated[Path | None, typer.Option(help="FASTA that the intervals of a BED file are of.")] = None,
+    genome: Annotated[list[Path] | None, typer.Option(help="FASTA file(s) that the intervals of a BED are of.")] = None,
     conjoin: Annotated[
         bool | None, typer.Option("--both-strands/--one-strand", help="Default: as fine-tuning chose.")
     ] = None,

@@ -3,13 +3,17 @@
 import bz2
 import gzip
 import lzma
+import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from had.dna.labelled import read_labelled, read_splits, usable_rows
+from had.dna.labelled_rows import iterate_records
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
 
@@ -345,3 +349,55 @@ def test_a_folder_per_class_is_read_whatever_the_order_of_the_listing(tmp_path: 
         assert data.sequences == ("GGTT", "GGTT", "ACGT", "ACGT")
         assert data.labels.tolist() == [0, 0, 1, 1]
     assert [row.id for row in usable_rows(tmp_path / "train")[0]] == ["neg/2", "neg/10", "pos/2", "pos/10"]
+
+
+def test_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    rows = "ACGT,0,1\nACGG,1,2\n"
+    for header in ("sequence,label,label", "sequence,label,Sequence", "sequence,LABEL,label"):
+        with pytest.raises(UserError, match=r"line 1: 2 columns are named '(label|sequence)'; keep or rename"):
+            usable_rows(write(tmp_path / "a.csv", f"{header}\n{rows}"))
+    with pytest.raises(UserError, match="2 columns are named 'a'"):
+        usable_rows(write(tmp_path / "a.csv", "sequence,a,A\nACGT,0,1\n"), ["a"])
+    table = pa.Table.from_arrays([pa.array(["ACGT"]), pa.array([0]), pa.array([1])], names=["seq", "label", "label"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="2 columns are named 'label'"):
+        usable_rows(tmp_path / "a.parquet")
+    # What nobody reads may be there as often as it likes, labels of sequences to be predicted among them.
+    assert len(usable_rows(write(tmp_path / "a.csv", "sequence,label,x,x\nACGT,0,1,1\n"))[0]) == 1
+    unlabelled = iterate_records(write(tmp_path / "a.csv", f"sequence,label,label\n{rows}"), need_label=False)
+    assert [record.sequence for record in unlabelled] == ["ACGT", "ACGG"]
+
+
+def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(UserError, match="can be read only once; write it to a file"):
+            usable_rows(path)
+
+
+def test_a_label_in_a_fasta_header_ends_at_the_next_word(tmp_path: Path) -> None:
+    text = ">s1;label=c0;size=4\nACGT\n>s2 label=a;b\nACGT\n>s3|Label=c1\nACGT\n>s4|label=c;d|x=1\nACGT\n"
+    rows, _ = usable_rows(write(tmp_path / "a.fa", text))
+    assert [row.label for row in rows] == ["c0", "a;b", "c1", "c;d"]
+    assert [row.id for row in rows] == ["s1", "s2", "s3", "s4"]
+
+
+def test_words_for_a_missing_label_are_classes_where_folders_are(tmp_path: Path) -> None:
+    for name in ("NA", "EU"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "1.txt").write_text("ACGT")
+    rows, dropped = usable_rows(tmp_path / "classes")
+    assert [row.label for row in rows] == ["EU", "NA"]
+    assert not dropped
+
+
+def test_many_whole_numbers_ask_for_the_task_though_a_cell_holds_none() -> None:
+    rows = [LabelledRow(i + 2, i + 1, "ACGT", label) for i, label in enumerate([*map(str, range(150)), "."])]
+    with pytest.raises(UserError, match=r"150 different whole numbers .*\(and '\.' in line 152, which is none\)"):
+        decide_task(rows)
+    assert decide_task(rows, "multiclass").kind == "multiclass"
+
+
+def test_numbers_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
+    long = "1" * 5000
+    assert decide_task([LabelledRow(2, 1, "A", long), LabelledRow(3, 2, "C", "0")]).classes == ("0", long)

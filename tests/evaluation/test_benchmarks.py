@@ -419,6 +419,65 @@ def test_a_unit_that_fails_does_not_stop_the_others(base: Path, tmp_path: Path) 
     assert "mouse/3, scratch, seed 0 failed" in (tmp_path / "run/report.md").read_text()
 
 
+def test_memory_that_runs_out_for_one_model_leaves_the_others(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = units.choose
+
+    def too_large(contestant: Any, *arguments: Any, **more: Any) -> Any:
+        if contestant.name == "scratch":
+            raise MemoryError
+        return choose(contestant, *arguments, **more)
+
+    monkeypatch.setattr(units, "choose", too_large)
+    with pytest.raises(RunFault, match=r"1 of 2 units failed, first mouse/3, scratch, seed 0 \(memory did not suffice"):
+        benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], models=("scratch", "kmer"), seeds=1))
+    assert [row["model"] for row in table(tmp_path / "run")] == ["kmer"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"epohcs": 3}}, "epohcs"),
+        ({"training": 3}, "is no section of settings"),
+        ({"network": {"lr": 1}}, "is no section of settings"),
+        ({"cnn": {"metric": "r2"}}, "the metric of multiclass"),
+        ({"cnn": {"lr": [1e-3, 2e-3]}}, "lr"),
+        ({"cnn": {"lr": True}}, "lr"),
+        ({"teacher": {"lr": "abc"}}, "lr"),
+        ({"teacher": {"lr": -1}}, "lr must be above 0"),
+    ],
+)
+def test_settings_without_meaning_are_refused_whoever_runs(
+    base: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], changes=changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_change_nothing_are_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"training": {"epochs": 3}, "cnn": {"epochs": 3}}
+    made = options(base, tasks=["mouse/3"], models=("cnn", "kmer"), changes=changes, dry_run=True)
+    benchmark("gue", tmp_path / "run", made)
+    said = capsys.readouterr().err
+    assert "training.epochs changes nothing here: no model is had or scratch" in said
+    assert "cnn.epochs" not in said
+
+
+def test_a_damaged_table_of_scores_is_refused_and_made_anew(base: Path, tmp_path: Path) -> None:
+    mine = options(base, tasks=["mouse/3"], seeds=2)
+    benchmark("gue", tmp_path / "run", mine)
+    whole = (tmp_path / "run/scores.csv").read_bytes()
+    for damaged in (whole[: whole.index(b"gue") + 14], whole + b"\xff,", whole.replace(b"mouse/3,", b"mouse/3,,")):
+        (tmp_path / "run/scores.csv").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"scores.csv: is no whole table of scores .*writes it anew"):
+            benchmark("gue", tmp_path / "run", mine)
+    (tmp_path / "run/scores.csv").unlink()
+    assert benchmark("gue", tmp_path / "run", mine)["done"] == 0
+    assert (tmp_path / "run/scores.csv").read_bytes() == whole
+
+
 def test_a_rate_that_diverges_only_loses(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = dataclasses.replace(SUITES["gue"], rates=(1e30, 1e-3))
     monkeypatch.setitem(SUITES, "gue", suite)

@@ -89,3 +89,24 @@ def test_a_task_without_a_split_and_an_unknown_model_are_told(suite: Path, tmp_p
         probe_tasks(suite, ["a"], MODELS, tmp_path / "out.csv", CPU, None)
     with pytest.raises(UserError, match="untrained:SEED"):
         probe_tasks(suite, ["b/c"], {"x": "untrained:one"}, tmp_path / "out.csv", CPU, None)
+
+
+def test_wrong_options_are_refused_before_anything_is_computed(suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    for spec, message in (("untrained:²", "whole number"), ("untrained:" + "9" * 5000, "whole number")):
+        with pytest.raises(UserError, match=message):
+            probe_tasks(suite, ["a"], {"x": spec}, out, CPU, None)
+    for place, rows, message in (
+        (out, -3, "--max-rows must be at least 2"),
+        (out, 0, "--max-rows must be at least 2"),
+        (tmp_path, None, "it is a folder"),
+        (tmp_path / "absent/p.csv", None, "absent is no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            probe_tasks(suite, ["a"], MODELS, place, CPU, rows)
+    probe_tasks(suite, ["a"], {"counts": "kmers"}, out, CPU, None)
+    whole = out.read_text()
+    for damaged in (whole[:-9], whole + ",,,,,,,,,,,\n", "a,b\n1,2\n"):
+        out.write_text(damaged)
+        with pytest.raises(UserError, match="no whole table of probes"):
+            probe_tasks(suite, ["a"], MODELS, out, CPU, None)

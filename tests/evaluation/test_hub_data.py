@@ -8,10 +8,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from had.errors import UserError
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.hub_data import fetch
+from had.models import saving
 from tests.evaluation.made_up_suites import make_rows, write_csv, write_parquet
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -112,3 +114,48 @@ def test_what_the_cache_lacks_is_not_noted_as_fetched(hub: Path, tmp_path: Path)
     assert benchmark("gue", tmp_path / "run", options)["done"] == 1
     book = json.loads((Path(os.environ["HAD_CACHE"]) / "benchmarks/commits.json").read_text())
     assert book["leannmlindsey/GUE@main"]["fetched"] == ["tf/0"]
+
+
+def test_a_download_that_was_cut_off_is_not_taken_for_the_whole(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> None:
+        write_csv(folder / "GUE/mouse_3/train.csv", make_rows(40, 1))
+
+    first = put(hub, "leannmlindsey/GUE", FIRST, write)
+    options = BenchmarkOptions("hub", ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    with pytest.raises(UserError, match="has no files of mouse/3, or there is no network"):
+        benchmark("gue", tmp_path / "run", options)
+    book = Path(os.environ["HAD_CACHE"]) / "benchmarks/commits.json"
+    assert json.loads(book.read_text())["leannmlindsey/GUE@main"]["fetched"] == []
+    # Noted so by an earlier version: the Hub is asked again all the same.
+    book.write_text(json.dumps({"leannmlindsey/GUE@main": {"commit": FIRST, "fetched": ["mouse/3"]}}))
+    real = huggingface_hub.snapshot_download
+
+    def with_a_network(repository: str, **more: Any) -> str:
+        if not more["local_files_only"]:
+            write_csv(first / "GUE/mouse_3/test.csv", make_rows(12, 2))
+        return real(repository, **more)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", with_a_network)
+    assert benchmark("gue", tmp_path / "run", options)["done"] == 1
+
+
+def test_a_proxy_that_refuses_is_one_sentence(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = HfHubHTTPError.__bases__[0]
+
+    class ProxyRefused(client):  # type: ignore[misc, valid-type]
+        """As the HTTP client raises it: derived from its base class, and no OSError."""
+
+        def __init__(self) -> None:
+            Exception.__init__(self, "403 Forbidden")
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise ProxyRefused
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"could not be downloaded \(403 Forbidden\)"):
+        fetch("o/n", "main", None, "x", anything)
+    monkeypatch.setattr(saving, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"the Hub did not give it \(403 Forbidden\)"):
+        saving.find_folder("o/n")

@@ -278,11 +278,51 @@ def test_a_folder_that_may_not_be_written_is_told_before_anything_is_predicted(
 
 
 def test_intervals_of_records_without_coordinates_are_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
     (tmp_path / "a.fa").write_text(">s\nACGT\n>t\nACGG\n")
+    (tmp_path / "a.csv").write_text("sequence,chrom,start,end\nACGT,,,\n")
     for name in ("out.bedgraph", "out.bed.gz"):
-        with pytest.raises(UserError, match=rf"a\.fa has no coordinates .*, which {name} needs"):
-            run(make_model(tmp_path), tmp_path / "a.fa", tmp_path / name)
-        assert not (tmp_path / name).exists()
+        for source in ("a.fa", "a.csv"):
+            with pytest.raises(UserError, match=rf"{source} has no coordinates .*, which {name} needs"):
+                run(model, tmp_path / source, tmp_path / name)
+            assert not (tmp_path / name).exists()
+    # Without columns of coordinates that is known before anything is predicted; with them a later row may have some.
+    with pytest.raises(UserError, match="no coordinates"):
+        run(model, tmp_path / "a.fa", tmp_path / "out.bed", dry_run=True)
+    run(model, tmp_path / "a.csv", tmp_path / "out.bed", dry_run=True)
+    (tmp_path / "a.csv").write_text("sequence,chrom,start,end\nACGT,,,\nACGT,chr1,5,9\n")
+    run(model, tmp_path / "a.csv", tmp_path / "out.bedgraph")
+    assert (tmp_path / "out.bedgraph").read_text().startswith("chr1\t5\t9\t")
+
+
+def test_a_row_with_more_fields_than_columns_is_not_predicted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,sequence\ngeneA,A,ACGTACGTACGT\ngeneB,ACGT\ngeneC,ACGG,\n")
+    summary = run(make_model(tmp_path), tmp_path / "a.csv", tmp_path / "out.tsv")
+    rows = table(tmp_path / "out.tsv")
+    assert [row["reason"] for row in rows] == ["more fields than the file has columns", "", ""]
+    assert rows[0]["p_yes"] == "NaN"
+    assert summary["without_prediction"] == {"more fields than the file has columns": 1}
+
+
+def test_intervals_may_be_of_several_files(tmp_path: Path) -> None:
+    for name in ("chr1", "chr2"):
+        (tmp_path / f"{name}.fa").write_text(f">{name}\n{'ACGTTGCA' * 10}\n")
+    (tmp_path / "a.bed").write_text("chr2\t10\t40\nchr1\t20\t50\n")
+    files = [tmp_path / "chr1.fa", tmp_path / "chr2.fa"]
+    run(make_model(tmp_path), tmp_path / "a.bed", tmp_path / "out.tsv", genome=files)
+    assert [row["reason"] for row in table(tmp_path / "out.tsv")] == ["", ""]
+    for place, message in ((files[1], "genome itself"), (tmp_path / "out.fasta", "cannot be written")):
+        with pytest.raises(UserError, match=message):
+            run(make_model(tmp_path), tmp_path / "a.bed", place, genome=files)
+
+
+def test_input_that_can_be_read_only_once_and_output_without_a_name_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="can be read only once"):
+        run(make_model(tmp_path), tmp_path / "pipe", tmp_path / "out.tsv")
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    with pytest.raises(UserError, match="/dev/stdout"):
+        run(make_model(tmp_path), tmp_path / "a.fa", Path("-"))
 
 
 def test_wrong_input_is_refused_and_an_older_table_stays(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from had.files import sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
 from had.training import finetuning_evidence, finetuning_loop
+from had.training.checkpoints import latest_valid
 from had.training.finetuning import build_model, finetune
 from had.training.finetuning_batches import augmented, collate, make_batches, portions
 from had.training.finetuning_config import FinetuneConfig
@@ -461,7 +462,7 @@ def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) 
         load_data(write_rows(tmp_path / "none.csv", ["ACGT,;"] * 9))
     data = write_rows(tmp_path / "same.csv", [f"{row.split(',')[0]},0.1" for row in two_classes(9)])
     # Of 7 training values, as 9 rows leave, NumPy's deviation is not 0.
-    with pytest.raises(UserError, match=r"all training values are 0\.1; there is nothing to learn"):
+    with pytest.raises(UserError, match=r"all training values are 0\.1, or too near"):
         finetune(config(data, valid_fraction=0.2), tmp_path / "run", OPTIONS)
     data = write_rows(tmp_path / "long.csv", [*two_classes(20), "A" * 150 + ",rich"])
     short = dataclasses.replace(SMALL, max_length=100)
@@ -745,3 +746,22 @@ def test_training_stops_when_validation_gets_no_better(tmp_path: Path) -> None:
     result = fit.run()
     assert result.finished
     assert result.epochs_run == result.epoch + 2 < 50
+
+
+def test_patience_counts_from_the_last_better_score_and_the_loss_decides_between_equal_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter(range(100, 0, -1))
+    monkeypatch.setattr(finetuning_loop, "score_logits", lambda *_: {"mcc": 0.0, "loss": float(next(losses))})
+    data = load_data(write_rows(tmp_path / "a.csv", two_classes(24)))
+
+    def fit(seed: int = 0) -> Fit:
+        model = HADForSequenceClassification(HADClassifierConfig("binary", ["poor", "rich"], student=SMALL))
+        return Fit(model, data.train, data.valid, FitConfig(epochs=50, patience=3), seed=seed)
+
+    result = fit().run()
+    assert (result.finished, result.epochs_run, result.epoch) == (True, 4, 4)
+    # A resumed run knows what came before.
+    fit().run(checkpoints=tmp_path / "states", stop_after=2)
+    resumed = fit().run(resume_from=latest_valid(tmp_path / "states")[0])
+    assert resumed.epochs_run == 4

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna import alphabet
-from had.dna.labelled_rows import MISSING, Record, iterate_records
+from had.dna.labelled_records import MISSING, Record
+from had.dna.labelled_rows import iterate_records
 from had.dna.labelled_tasks import LabelledRow, plain_number, sorted_names
 from had.errors import UserError
 
@@ -176,10 +177,12 @@ def sort_out(
     """
     rows: list[LabelledRow] = []
     dropped: list[DroppedRow] = []
+    # A folder called NA is a class.
+    missing = set() if empty_label_is_one or path.is_dir() else MISSING
     for record in records:
         if not record.sequence:
             dropped.append(DroppedRow(record.line, "an empty sequence", record.split))
-        elif record.label is None or (not empty_label_is_one and record.label.lower() in MISSING):
+        elif record.label is None or record.label.lower() in missing:
             dropped.append(DroppedRow(record.line, "a missing label", record.split))
         else:
             _check_letters(path, record)

@@ -8,25 +8,15 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from had.dna.labelled_records import Columns, Record
 from had.errors import UserError
 
-SEQUENCE_COLUMNS = ("sequence", "seq")
-LABEL_COLUMN = "label"
-_ID_COLUMNS = ("id", "name")
-_CONTIG_COLUMNS = ("chrom", "chr", "chromosome", "contig", "region", "seqname", "seqnames")
-_START_COLUMNS = ("start", "chromstart")
-_END_COLUMNS = ("end", "chromend")
-_COORDINATE = re.compile(r"\d{1,15}(\.0*)?|\d(\.\d*)?[eE]\+?0?\d", re.ASCII)
-"""pandas writes a column of whole numbers with gaps as 100.0, R 100000 as 1e+05."""
-_LABEL_WORD = re.compile(r"(?:^|[\s|;])label=([^\s|]*)")
-_LETTERS = re.compile(r"[acgtun]{8,}")
-"""A sequence, not the name of a column (names are in lower case)."""
+_LABEL_WORD = re.compile(r"(?:^|[\s|;])label=((?:(?!;\w+=)[^\s|])*)", re.IGNORECASE)
+"""Its value may be ``a;b``, but ends where another ``;word=`` begins."""
 _LONGEST_FIELD = 2**31 - 1
-_SHOWN_NAMES, _SHOWN_LETTERS = 12, 30
 _PARQUET_ROWS = 1024
 _ARCHIVES = {
     b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
@@ -36,46 +26,8 @@ _ARCHIVES = {
     b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it, or pack it with gzip",
 }
 """First bytes of files that people try, and what to do with them."""
-_NO_LABEL = {"0", "0.0", "false"}
-_ONE_LABEL = {"1", "1.0", "true"}
 MORE_FIELDS = "more fields than the file has columns"
 """Problem of a record whose row is longer than the header."""
-MISSING = {"", "nan", "na", "n/a", "null"}
-"""Labels, in lower case, that say that there is none."""
-
-
-class Locus(NamedTuple):
-    """Where a sequence lies; 0-based, half-open. It decides splits and is written out; no model sees it."""
-
-    contig: str
-    start: int
-    end: int
-
-
-class Record(NamedTuple):
-    """One record as it stands in the file."""
-
-    line: int
-    """Line of its end in a text (FASTA: of its header), counted from 1; in Parquet the row, counted from 1."""
-    number: int
-    """Number of the record, 1 for the first."""
-    id: str
-    """Name in the file (column id or name, FASTA's first word); empty where it has none."""
-    sequence: str
-    """Letters as written, without surrounding blanks; may be empty."""
-    label: str | None
-    """As written, ``a;b`` for several 0/1 columns; None where there is none, or one of those columns is empty."""
-    locus: Locus | None = None
-    split: str | None = None
-    """Content of a column ``split``."""
-    task: str | None = None
-    """Content of a column ``task``, where one file holds the rows of many tasks."""
-    strand: str = "."
-    """Of an interval whose letters were read from a genome: ``+`` or ``-``, as its file has it."""
-    problem: str = ""
-    """Why the record has no letters that could be read; empty where it has."""
-    locatable: bool = False
-    """Whether its file has columns of coordinates, be they empty here."""
 
 
 def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label: bool = True) -> Iterator[Record]:
@@ -100,6 +52,7 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
     if path.is_dir():
         yield from _class_folder_records(path)
         return
+    refuse_pipe(path)
     if _first_bytes(path) == b"PAR1":
         yield from _parquet_records(path, label_columns, need_label)
         return
@@ -115,6 +68,12 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
         yield from _fasta_records(first, lines, blank + 1, need_label)
     else:
         yield from _table_records(path, first, lines, blank + 1, label_columns, need_label)
+
+
+def refuse_pipe(path: Path) -> None:
+    """A UserError where a file can be read only once: its format is looked at first."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a pipe or a device, which can be read only once; write it to a file and name that")
 
 
 def class_files(folder: Path) -> list[Path]:
@@ -161,106 +120,12 @@ def _first_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-class _Columns:
-    """Where the columns of a table are, found by name in any case."""
-
-    def __init__(self, where: str, names: Sequence[str], label_columns: Sequence[str], need_label: bool) -> None:
-        self.where = where
-        places = {name: i for i, name in reversed(list(enumerate(names)))}
-
-        def first_of(wanted: Sequence[str]) -> int | None:
-            return next((places[name] for name in wanted if name in places), None)
-
-        sequence = first_of(SEQUENCE_COLUMNS)
-        self.label = places.get(LABEL_COLUMN)
-        lacks_label = need_label and not label_columns and self.label is None
-        if sequence is None or lacks_label:
-            raise UserError(
-                f"{where}: the columns must include {' or '.join(SEQUENCE_COLUMNS)}"
-                f"{f', and {LABEL_COLUMN}' if need_label and not label_columns else ''}; "
-                f"found {_shown(names)}; {_mend_header(names, need_label and not label_columns)}"
-            )
-        self.sequence = sequence
-        self.label_names = list(label_columns)
-        absent = [name for name in label_columns if name.strip().lower() not in places]
-        if absent and need_label:
-            raise UserError(f"{where}: --labels names the column {absent[0]!r}; found {_shown(names)}")
-        named = [name.strip().lower() for name in label_columns]
-        if twice := next((name for i, name in enumerate(label_columns) if named[i] in named[:i]), None):
-            raise UserError(f"{where}: --labels names the column {twice!r} twice; name it once")
-        if clash := next((name for name in label_columns if ";" in name), None):
-            raise UserError(f"{where}: the label column {clash!r} has a ';' in its name; rename it")
-        self.labels = [] if absent else [places[name] for name in named]
-        self.id = first_of(_ID_COLUMNS)
-        self.split = places.get("split")
-        self.task = places.get("task")
-        self.locus = (first_of(_CONTIG_COLUMNS), first_of(_START_COLUMNS), first_of(_END_COLUMNS))
-
-    def record(self, fields: Sequence[str], line: int, number: int) -> Record:
-        def field(place: int | None) -> str:
-            return fields[place].strip() if place is not None and place < len(fields) else ""
-
-        contig, *ends = (field(place) for place in self.locus)
-        start, end = map(_coordinate, ends)
-        located = contig and 0 <= start < end
-        return Record(
-            line,
-            number,
-            field(self.id),
-            field(self.sequence),
-            self._several(field, line) if self.labels else None if self.label is None else field(self.label),
-            Locus(contig, start, end) if located else None,
-            field(self.split).lower() or None,
-            field(self.task) or None,
-            locatable=None not in self.locus,
-        )
-
-    def _several(self, field: Callable[[int | None], str], line: int) -> str | None:
-        present = []
-        missing = False
-        for name, place in zip(self.label_names, self.labels, strict=True):
-            value = field(place).lower()
-            if value in _ONE_LABEL:
-                present.append(name)
-            elif value in MISSING:
-                missing = True
-            elif value not in _NO_LABEL:
-                raise UserError(
-                    f"{self.where.rpartition(', line')[0] or self.where}, line {line}: the label column {name!r} "
-                    f"holds {value!r}; write 0 or 1"
-                )
-        return None if missing else ";".join(present)
-
-
-def _coordinate(text: str) -> int:
-    """The whole number that a cell holds, -1 where it holds none."""
-    value = float(text) if _COORDINATE.fullmatch(text) else -1.0
-    return int(value) if value.is_integer() else -1
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Column names for a message: a file without a header has a sequence there, a wide table hundreds of names."""
-    short = [name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…" for name in names[:_SHOWN_NAMES]]
-    return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else "") or "nothing"
-
-
-def _mend_header(names: Sequence[str], need_label: bool) -> str:
-    """What to do about a header that lacks a column."""
-    if not any(names):
-        return "the file is empty: name another one"
-    if len(names) == 1 and ";" in names[0]:
-        return "separate the columns by commas or tabs"
-    if any(_LETTERS.fullmatch(name) for name in names):
-        return f"write a first line that names the columns, such as sequence{',label' if need_label else ''}"
-    return "rename the columns"
-
-
 def _table_records(
     path: Path, header: str, lines: Iterator[str], skipped: int, label_columns: Sequence[str], need_label: bool
 ) -> Iterator[Record]:
     delimiter = "\t" if "\t" in header else ","
     names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
-    columns = _Columns(f"{path}, line {skipped}", names, label_columns, need_label)
+    columns = Columns(f"{path}, line {skipped}", names, label_columns, need_label)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     number = 0
     while True:
@@ -312,7 +177,7 @@ def _fasta_record(header: str, parts: Sequence[str], line: int, number: int, nee
     label = None
     if word:
         label = word[1]
-        name = name.partition("|label=")[0]
+        name = re.split(r"[|;]label=", name, maxsplit=1, flags=re.IGNORECASE)[0]
     elif "|" in header:
         # The label may hold blanks (">seq 1|strong enhancer"); without labels to learn, the name stays whole.
         before, _, label = header.rpartition("|")
@@ -327,7 +192,7 @@ def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool)
     try:
         with parquet.ParquetFile(path) as file:
             names = [name.strip().lower() for name in file.schema_arrow.names]
-            columns = _Columns(str(path), names, label_columns, need_label)
+            columns = Columns(str(path), names, label_columns, need_label)
             places = [columns.sequence, columns.label, columns.id, columns.split, columns.task]
             places += [*columns.locus, *columns.labels]
             wanted = sorted({place for place in places if place is not None})

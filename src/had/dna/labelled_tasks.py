@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from had.dna.labelled_rows import Locus
+from had.dna.labelled_records import Locus
 from had.errors import UserError
 
 KINDS = ("binary", "multiclass", "multilabel", "regression")
@@ -23,7 +23,7 @@ MOST_INTEGERS = 100
 """More distinct integers than this may be classes or values: the user says which."""
 LARGEST_VALUE = 1e30
 """Larger values of a regression are refused: they are no measurements, and squares of much larger ones overflow."""
-WHOLE_NUMBER = re.compile(r"([+-]?\d{1,999})(?:\.0*)?")
+WHOLE_NUMBER = re.compile(r"([+-]?\d{1,999})(?:\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """What people write for numbers; Python's own `float` takes the class name 1_1 for eleven."""
 
@@ -89,10 +89,13 @@ def decide_task(
     if wanted == "regression" or (wanted == "auto" and _has_fraction(rows, source)):
         return Task("regression", ("value",))
     classes = sorted_names({row.label for row in rows})
-    if wanted == "auto" and len(classes) > MOST_INTEGERS and all(_number(name) is not None for name in classes):
+    numbers = sum(_number(name) is not None for name in classes)
+    if wanted == "auto" and numbers > MOST_INTEGERS:
+        text = next((row for row in rows if _number(row.label) is None), None)
         raise UserError(
-            f"{source} has {len(classes):,} different whole numbers as labels; say by --task regression or "
-            "--task multiclass what they are"
+            f"{source} has {numbers:,} different whole numbers as labels"
+            + (f" (and {text.label!r} in line {text.line}, which is none)" if text else "")
+            + "; say by --task regression or --task multiclass what they are"
         )
     if len(classes) < 2:
         raise UserError(f"{source} has the one class {classes[0]!r}; a classifier needs rows of at least two")

@@ -17,7 +17,8 @@ from had.dna.alphabet import N, decode, encode_bytes, reverse_complement
 from had.dna.genome import Genome
 from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
-from had.dna.labelled_rows import Locus, Record, iterate_records, text_lines
+from had.dna.labelled_records import Locus, Record
+from had.dna.labelled_rows import iterate_records, refuse_pipe, text_lines
 from had.errors import UserError
 from had.files import why_no_folder
 from had.inference.prediction_files import Row, check_format, open_writer, track_shown, value_text
@@ -39,7 +40,7 @@ def predict(
     input_path: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    genome: str | PathLike[str] | None = None,
+    genome: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     conjoin: bool | None = None,
     track: str | None = None,
     device: str = "auto",
@@ -62,7 +63,7 @@ def predict(
         order.
         ``.bedgraph`` and ``.bed`` instead write the intervals of records that have coordinates.
     genome
-        FASTA of the intervals in a BED file. Intervals with strand ``-`` are read on that strand.
+        FASTA file or files of the intervals in a BED file. Intervals with strand ``-`` are read on that strand.
     conjoin
         Average over both strands; None: as fine-tuning decided.
     track
@@ -88,10 +89,13 @@ def predict(
     target = choose_device(device)
     loaded = HADForSequenceClassification.from_pretrained(model).to(target)
     use_both = loaded.config.conjoin if conjoin is None else conjoin
-    records = _open(input_path, genome, quiet)
-    for what, path in (("input", input_path), ("genome", genome)):
-        if path is not None and out.exists() and Path(path).resolve() == out.resolve():
-            raise UserError(f"{out} is the {what} itself; name another file by --out")
+    genome_files = [Path(genome)] if isinstance(genome, str | PathLike) else [Path(path) for path in genome or ()]
+    records = _open(input_path, genome_files, quiet)
+    for path in (input_path, *genome_files):
+        if out.exists() and path.resolve() == out.resolve():
+            raise UserError(f"{out} is the {'input' if path == input_path else 'genome'} itself; name another --out")
+    if str(out) == "-":
+        raise UserError("--out - is no file; name one, or /dev/stdout")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
     if reason := why_no_folder(out.absolute().parent):
@@ -150,14 +154,15 @@ def predict(
     return {"rows": rows, "without_prediction": dict(counts), "duplicated_ids": duplicated}
 
 
-def _open(path: Path, genome: str | PathLike[str] | None, quiet: bool) -> Iterator[Record]:
+def _open(path: Path, genome: Sequence[Path], quiet: bool) -> Iterator[Record]:
     """Records of the input; the genome is opened, and absent files found, before anything is written."""
     intervals = is_bed(path)
+    refuse_pipe(path)
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a file of sequences")
-    if intervals and genome is None:
+    if intervals and not genome:
         raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
-    if genome is None:
+    if not genome:
         return iterate_records(path, need_label=False)
     if not intervals:
         raise UserError(f"--genome goes with intervals ({', '.join(BED_SUFFIXES)}); {path} is none of these")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from had.dna.labelled_rows import Locus
+from had.dna.labelled_records import Locus
 from had.errors import RunFault, UserError
 from had.files import fsync_file, is_no_plain_file, temporary_name
 

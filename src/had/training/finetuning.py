@@ -33,7 +33,7 @@ from had.training.finetuning_data import FinetuningData, load_data
 from had.training.finetuning_evidence import windows_of
 from had.training.finetuning_loop import Classifier, Fit, FitResult
 from had.training.finetuning_peaks import PeaksConfig, load_peaks, write_regions
-from had.training.finetuning_recipe import chosen_metric, schedule_epochs
+from had.training.finetuning_recipe import check_recipe, schedule_epochs
 from had.training.finetuning_report import describe, draw_tables, json_ready, summary, write_card
 from had.training.finetuning_scores import pooled_features, predict_logits, score_logits
 from had.training.run_folder import RunFolder
@@ -165,7 +165,7 @@ def build_model(
     config: FinetuneConfig, data: FinetuningData, device: torch.device, quiet: bool = True
 ) -> tuple[HADForSequenceClassification, dict[str, str]]:
     """A student with a fresh head for the data's task, on ``device``, and the checksum of its weights."""
-    chosen_metric(data.task.kind, config.training.metric)
+    check_recipe(config.training, data.task.kind)
     torch.manual_seed(config.seed)
     digest = {}
     if config.model == SCRATCH:
@@ -186,7 +186,8 @@ def build_model(
         # In floating point the deviation of equal values need not be 0, and that of tiny ones may be.
         if data.train.targets.min() == data.train.targets.max() or scale == 0:
             raise UserError(
-                f"{config.data}: all training values are {data.train.targets[0]:g}; there is nothing to learn"
+                f"{config.data}: all training values are {data.train.targets[0]:g}, or too near to be told apart; use "
+                "other units, or other rows"
             )
     windows = 0
     if not config.freeze:

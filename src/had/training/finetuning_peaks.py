@@ -6,7 +6,7 @@ from pathlib import Path
 
 from had.dna.alphabet import decode, reverse_complement
 from had.dna.genome import Genome
-from had.dna.labelled_rows import Locus
+from had.dna.labelled_records import Locus
 from had.dna.labelled_tasks import LabelledRow, Task
 from had.dna.peaks import BACKGROUND, PEAK, PeakSet, Region, peaks_with_background
 from had.errors import UserError

@@ -111,3 +111,12 @@ def chosen_metric(task: str, metric: str) -> str:
     if metric not in METRICS_OF[task]:
         raise UserError(f"the metric of {task} is one of {', '.join(METRICS_OF[task])}; got {metric!r}")
     return metric
+
+
+def check_recipe(config: FitConfig, task: str) -> None:
+    """Refuse, with a UserError, what does not go with a kind of task."""
+    chosen_metric(task, config.metric)
+    if task == "regression":
+        for name, idle in (("class_weights", "none"), ("label_smoothing", 0.0)):
+            if getattr(config, name) != idle:
+                raise UserError(f"{name} is of classes, but values are learnt here (regression); leave it out")
