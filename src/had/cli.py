@@ -1,5 +1,7 @@
 """Command line: one thin function per command. Heavy imports wait until a command runs."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -364,6 +366,10 @@ def predict(
 
 def main() -> None:
     """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
+    # What schedulers send: files that are not complete are removed, as after Ctrl-C. One of several processes must end
+    # at once: it may be waiting for another that is gone.
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -373,5 +379,19 @@ def main() -> None:
         sys.stderr.write(f"had: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write("had: interrupted; a run goes on from its last checkpoint with --resume auto\n")
-        sys.exit(1)
+        _interrupted()
+    except SystemExit as end:
+        if end.code == _OF_TYPER:
+            _interrupted()
+        raise
+
+
+_OF_TYPER = 130
+"""What Typer makes of a KeyboardInterrupt."""
+
+
+def _interrupted() -> None:
+    sys.stderr.write(
+        "had: interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint\n"
+    )
+    sys.exit(1)

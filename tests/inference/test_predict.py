@@ -3,6 +3,9 @@
 import csv
 import gzip
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -344,3 +347,18 @@ def test_wrong_input_is_refused_and_an_older_table_stays(tmp_path: Path) -> None
         run(model, tmp_path / "c.csv", out)
     assert out.read_text() == "old"
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_scheduler_that_ends_prediction_leaves_no_part_of_a_table(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text("".join(f">s{i}\n{'ACGTTGCA' * 50}\n" for i in range(50_000)))
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "had", "predict", str(model), str(tmp_path / "a.fa")]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "out/p.tsv"), "--threads", "1", "--device", "cpu"])
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "out").iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [path.name for path in (tmp_path / "out").iterdir()] != ["p.tsv"]
+    process.terminate()
+    assert process.wait(60) == 1
+    assert not list((tmp_path / "out").iterdir())

@@ -330,5 +330,5 @@ def _prune(folder: Path, step: int, keep: int | None) -> None:
 def _how_to_go_on(folder: Path) -> str:
     last, _ = latest_valid(folder)
     if last is None:
-        return "No checkpoint is saved yet; make room or mend the folder, then start the run again."
+        return "No checkpoint is saved yet; make room or mend the folder, then start it again with --resume auto."
     return f"The last good checkpoint is {last}; make room or mend the folder, then go on with --resume auto."
