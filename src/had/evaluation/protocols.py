@@ -14,8 +14,6 @@ from pathlib import PurePosixPath
 
 from had.errors import UserError
 
-METRICS = ("mcc", "accuracy", "macro_f1")
-
 
 @dataclass(frozen=True)
 class BenchmarkTask:

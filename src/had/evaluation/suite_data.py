@@ -17,7 +17,7 @@ from had.errors import UserError
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.training.finetuning_batches import Part
-from had.training.finetuning_data import with_letters
+from had.training.finetuning_data import middle, with_letters
 from had.training.finetuning_split import hold_out
 
 VALID_FRACTION = 0.1
@@ -152,7 +152,7 @@ class TaskData:
     @cached_property
     def sequences(self) -> list[str]:
         """Letters of ``rows``."""
-        return [middle(row.sequence) for row in self.rows]
+        return [middle(row.sequence, MAX_LENGTH) for row in self.rows]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -205,7 +205,9 @@ class TaskData:
             count = int((ids == UNSEEN).sum())
             notes.append(f"{count:,} test rows of labels not in train count as errors ({', '.join(unseen[:5])})")
         labels = [row.label for row in rows]
-        return TestRows([middle(row.sequence) for row in rows], ids, labels, given, self.files.digest("test"), notes)
+        return TestRows(
+            [middle(row.sequence, MAX_LENGTH) for row in rows], ids, labels, given, self.files.digest("test"), notes
+        )
 
 
 def make_part(sequences: list[str], ids: NDArray[np.int64]) -> Part:
@@ -230,12 +232,6 @@ def _refuse_other_tasks(source: str, rows: list[LabelledRow]) -> None:
 
 def _numbers(rows: list[LabelledRow]) -> NDArray[np.int64]:
     return np.array([row.number for row in rows], dtype=np.int64)
-
-
-def middle(sequence: str) -> str:
-    """The middle `MAX_LENGTH` letters of a longer sequence."""
-    start = max(0, (len(sequence) - MAX_LENGTH) // 2)
-    return sequence[start : start + MAX_LENGTH]
 
 
 def _said(split: str, dropped: list[DroppedRow]) -> list[str]:

@@ -9,14 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from had.baselines.evidence import Evidence
 from had.dna.alphabet import N
-from had.dna.labelled import SPLITS, DroppedRow, find_splits, usable_rows
+from had.dna.labelled import SPLIT_NAMES, SPLITS, DroppedRow, find_splits, usable_rows
 from had.dna.labelled_rows import class_files
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, targets, unseen_labels
 from had.errors import UserError
@@ -24,7 +24,8 @@ from had.files import sha256_of_file
 from had.training.finetuning_batches import Codes, Part
 from had.training.finetuning_split import codes_of, hold_out, strand_free_key
 
-_SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
+Letters = TypeVar("Letters", str, Codes)
+_SPLIT_OF = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 
 
 @dataclass
@@ -150,7 +151,7 @@ def prepare_rows(
     for name, rows in given.items():
         codes = [codes_of(row.sequence) for row in rows]
         cut += sum(len(row) > max_length for row in codes)
-        parts[name] = Part([_middle(row, max_length) for row in codes], targets(rows, decided, source_of[name]))
+        parts[name] = Part([middle(row, max_length) for row in codes], targets(rows, decided, source_of[name]))
     trained_on = ("train",) if own_dev else ("train", "dev")
     seen = {strand_free_key(codes) for name in trained_on for codes in parts[name].codes}
     test_part = parts.get("test")
@@ -175,15 +176,15 @@ def _read(
     if not path.is_dir() and any(row.split for row in rows):
         given = {"train": [], "dev": [], "test": []}
         for row in rows:
-            if row.split not in _SPLIT_NAMES:
+            if row.split not in _SPLIT_OF:
                 found = f"{row.split!r}" if row.split else "of this row is empty; it"
                 raise UserError(f"{path}, line {row.line}: the split {found} is none of train, dev, test; correct it")
-            given[_SPLIT_NAMES[row.split]].append(row)
+            given[_SPLIT_OF[row.split]].append(row)
         given = {name: rows for name, rows in given.items() if rows or name == "train"}
         left_out = dropped["train"]
         dropped = {name: [] for name in given}
         for one in left_out:
-            dropped.get(_SPLIT_NAMES.get(one.split or "", "train"), dropped["train"]).append(one)
+            dropped.get(_SPLIT_OF.get(one.split or "", "train"), dropped["train"]).append(one)
     return given, dropped, digests
 
 
@@ -197,9 +198,10 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _middle(codes: Codes, length: int) -> Codes:
-    start = max(0, (len(codes) - length) // 2)
-    return codes[start : start + length]
+def middle(letters: Letters, length: int) -> Letters:
+    """The middle ``length`` of the letters of a longer sequence."""
+    start = max(0, (len(letters) - length) // 2)
+    return letters[start : start + length]
 
 
 def with_letters(rows: list[LabelledRow], dropped: list[DroppedRow]) -> list[LabelledRow]:
