@@ -19,20 +19,13 @@ import pytest
 
 from had.errors import RunFault, UserError
 from had.evaluation import report_provenance, selection, units, workers
-from had.evaluation.benchmark_folder import (
-    COLUMNS,
-    BenchmarkFolder,
-    Record,
-    Unit,
-    place_of,
-    read_predictions,
-    read_record,
-)
+from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.contestants import fit_configs, parse_models
 from had.evaluation.layouts import TaskFiles, need_task
 from had.evaluation.protocols import SUITES
 from had.evaluation.report_document import Table
+from had.evaluation.unit_files import COLUMNS, Record, Unit, place_of, read_predictions, read_record
 from had.metrics import mcc
 from had.training.finetuning_loop import Fit
 from had.training.finetuning_recipe import FitConfig
@@ -220,7 +213,7 @@ def test_scores_of_a_version_without_some_settings_can_be_added_to(base: Path, t
     folder.records_of = lambda task, model: [older]  # type: ignore[method-assign]
     folder.check("mouse/3", "cnn", record.settings)
     changed = [{**recipe, "optimizer": "muon"} for recipe in record.settings["recipes"]]
-    with pytest.raises(UserError, match="another recipes"):
+    with pytest.raises(UserError, match=r"another optimizer \(adamw, now muon\)"):
         folder.check("mouse/3", "cnn", {**record.settings, "recipes": changed})
 
 
@@ -230,7 +223,7 @@ def test_scores_from_before_positions_are_not_mixed_with_those_that_know_them(ba
     old = [{k: v for k, v in recipe.items() if k != "positions"} for recipe in record.settings["recipes"]]
     older = dataclasses.replace(record, settings={**record.settings, "recipes": old})
     folder.records_of = lambda task, model: [older]  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="another recipes"):
+    with pytest.raises(UserError, match=r"another positions \(False, now auto\)"):
         folder.check("mouse/3", "had", record.settings)
     without = [{**recipe, "positions": False} for recipe in record.settings["recipes"]]
     folder.check("mouse/3", "had", {**record.settings, "recipes": without})
@@ -306,14 +299,71 @@ def test_the_test_file_is_opened_only_when_a_model_stands(
     assert events[2:] == ["choose", "chosen", "test"] * 3 + ["test"]
 
 
-def test_a_poisoned_test_file_fails_at_the_end_and_not_before(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing,here\n1,2\n", "columns must include sequence"),
+        ("sequence,label\n", "has no row of this task with a sequence and a label"),
+        ("sequence,label\nACGT,1\nAC!T,0\n", r"test.csv, line 3: '!' at position 3"),
+    ],
+)
+def test_a_test_file_that_cannot_be_read_is_told_before_anything_is_trained(
+    base: Path, tmp_path: Path, text: str, message: str
+) -> None:
     write_gue(tmp_path / "gue", ("mouse/3",))
-    (tmp_path / "gue/mouse/3/test.csv").write_text("nothing,here\n1,2\n")
+    (tmp_path / "gue/mouse/3/test.csv").write_text(text)
     mine = options(tmp_path, model=str(base / "student"), models=("kmer", "cnn"), seeds=1)
-    assert benchmark("gue", tmp_path / "run", dataclasses.replace(mine, dry_run=True))["done"] == 0
-    with pytest.raises(UserError, match="columns must include sequence"):
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=message):
+            benchmark("gue", tmp_path / "run", dataclasses.replace(mine, dry_run=dry_run))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_of_the_test_file_tells_nothing_of_its_rows(base: Path) -> None:
+    assert need_task(base / "gue", SUITES["gue"], SUITES["gue"].task("mouse/3")).check("test") is None
+
+
+def test_units_that_fail_on_what_they_were_given_are_a_fault_since_others_are_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = units._compute
+
+    def wrong(job: Any, data: Any, seed: int, *rest: Any) -> Any:
+        if seed:
+            raise UserError("this seed's rows are of one class")
+        return compute(job, data, seed, *rest)
+
+    monkeypatch.setattr(units, "_compute", wrong)
+    monkeypatch.setattr(units, "stands_for_every_seed", lambda *_: False)
+    with pytest.raises(RunFault, match=r"1 of 2 units failed, .*rows are of one class\); the others are"):
+        benchmark("gue", tmp_path / "run", options(base, tasks=["mouse/3"], seeds=2))
+    monkeypatch.setattr(units, "_compute", lambda *_: wrong(*_[:2], 1))
+    with pytest.raises(RunFault, match=r"2 of 2 units failed, [^;]*; the same command tries these again"):
+        benchmark("gue", tmp_path / "none", options(base, tasks=["mouse/3"], seeds=2))
+
+
+def test_rows_whose_predictions_are_gone_are_not_added_to(base: Path, tmp_path: Path) -> None:
+    mine = options(base, tasks=["mouse/3"], seeds=1)
+    benchmark("gue", tmp_path / "run", mine)
+    place_of(tmp_path / "run", Unit("mouse/3", "kmer", 0)).unlink()
+    assert benchmark("gue", tmp_path / "run", mine)["done"] == 0
+    with pytest.raises(UserError, match=r"kmer, seed 0 stands in scores.csv, but .*seed-0.parquet, .* is gone"):
+        benchmark("gue", tmp_path / "run", dataclasses.replace(mine, seeds=2))
+
+
+def test_a_refusal_to_mix_says_which_setting_differs(base: Path, tmp_path: Path) -> None:
+    write_gue(tmp_path / "gue", ("mouse/3",))
+    mine = options(tmp_path, models=("cnn",), tasks=["mouse/3"], seeds=1)
+    benchmark("gue", tmp_path / "run", mine)
+    for changes, message in (
+        ({"cnn": {**QUICK["cnn"], "dropout": 0.2}}, r"another dropout \(0.0, now 0.2\)"),
+        ({"cnn": {**QUICK["cnn"], "lr": 0.5}}, r"another lr \(0.001, now 0.5\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            benchmark("gue", tmp_path / "run", dataclasses.replace(mine, changes=changes))
+    write_csv(tmp_path / "gue/mouse/3/dev.csv", make_rows(12, 99))
+    with pytest.raises(UserError, match=r"another training data \(file 2 of 2, sha256\) \((\w{20})…, now (?!\1)"):
         benchmark("gue", tmp_path / "run", mine)
-    assert not (tmp_path / "run/predictions").exists()
 
 
 def test_other_test_rows_change_no_choice(base: Path, tmp_path: Path) -> None:
@@ -335,7 +385,7 @@ def test_scores_of_other_settings_do_not_mix(base: Path, tmp_path: Path) -> None
     benchmark("gue", run, mine)
     before = (run / "scores.csv").read_text()
     changed = {**QUICK, "cnn": {"epochs": 2, "batch_size": 24}}
-    with pytest.raises(UserError, match=r"mouse/3, cnn, seed 0 was made with another recipes"):
+    with pytest.raises(UserError, match=r"mouse/3, cnn, seed 0 was made with another epochs \(1, now 2\)"):
         benchmark("gue", run, dataclasses.replace(mine, changes=changed))
     with pytest.raises(UserError, match="another max_train_rows"):
         benchmark("gue", run, dataclasses.replace(mine, max_train_rows=20))

@@ -10,7 +10,7 @@ import pytest
 
 from had import metrics
 from had.assets import PUBLISHED_SCORES
-from had.evaluation.benchmark_folder import COLUMNS, BenchmarkFolder, Record, Unit, read_predictions, write_predictions
+from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.benchmarks import BenchmarkOptions, benchmark
 from had.evaluation.overlap import overlap_of
 from had.evaluation.pairs import pairs_of
@@ -20,6 +20,7 @@ from had.evaluation.report_document import Heading, Items, Paragraph, Picture, T
 from had.evaluation.report_tables import comparability, published_scores
 from had.evaluation.resampling import paired_interval, score_confusions
 from had.evaluation.suite_data import TestRows
+from had.evaluation.unit_files import COLUMNS, Record, Unit, read_predictions, write_predictions
 from tests.evaluation.made_up_suites import write_gue
 
 GUE = SUITES["gue"]
@@ -144,7 +145,7 @@ def test_means_ranges_and_marks(folder: BenchmarkFolder) -> None:
     text = (folder.path / "report.md").read_text()
     assert "| mouse/3 | mcc | 40 | 0.828? Caduceus (Lindsey 2025) | 0.800 (0.200) | 1.000\\*= |" in text
     # tf/0 is left out of the means, since kmer does not have it; the marks stay.
-    assert "| mouse TF sites | 1 | 0.828 Caduceus (Lindsey 2025) | 0.800 | 1.000\\* |" in text
+    assert "| mouse TF sites | 1 | 0.828? Caduceus (Lindsey 2025) | 0.800 | 1.000\\* |" in text
     assert "| all tasks here by mcc | 1 of 2 |" in text
     assert "tf/0 ~: smaller training set (5 of 32,378 rows)" in text
     for said in (
@@ -228,6 +229,21 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_a_capped_model_does_not_make_another_one_incomparable(folder: BenchmarkFolder) -> None:
+    targets = np.arange(239) % 2
+    add(folder, "mouse/3", "whole", 0, targets, targets)
+    add(folder, "mouse/3", "capped", 0, targets, targets, capped=True)
+    write_report(folder, GUE, lambda name: None)
+    rows = {row["model"]: row for row in rows_of((folder.path / "report.csv").read_text()) if row["is_ours"] == "1"}
+    assert (rows["whole"]["comparable"], rows["whole"]["marks"], rows["whole"]["why_not"]) == ("yes", "*", "")
+    assert (rows["capped"]["comparable"], rows["capped"]["marks"]) == ("no", "*≠")
+    assert rows["capped"]["why_not"] == "training rows capped by --max-train-rows"
+    text = (folder.path / "report.md").read_text()
+    assert "\n| mouse/3 | mcc | 239 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* | 1.000 (0.000)\\*≠ |" in text
+    assert "- mouse/3: capped: training rows capped by --max-train-rows" in text
+    assert "| ≠ | not comparable" in text
 
 
 def test_the_page_needs_nothing_but_itself_and_every_link_leads_somewhere(folder: BenchmarkFolder) -> None:

@@ -14,8 +14,8 @@ import torch
 from had.console import Progress
 from had.errors import RunFault
 from had.evaluation import schedule
-from had.evaluation.benchmark_folder import Unit
 from had.evaluation.schedule import Planned, run_in_parallel
+from had.evaluation.unit_files import Unit
 from had.evaluation.workers import worker_pool
 from had.training.devices import memory_faults
 

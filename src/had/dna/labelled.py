@@ -147,13 +147,18 @@ def usable_rows(
     path = Path(path)
     rows, dropped = sort_out(iterate_records(path, label_columns), path, bool(label_columns))
     if not rows:
-        found = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:3]) + ("; …" if len(dropped) > 3 else "")
-        raise UserError(
-            f"{path} has no row with a sequence and a label ({len(dropped)} rows were looked at"
-            + (f"; {found})" if dropped else ")")
-            + "; fill both in (in FASTA the label is the end of the header, >name|label, or label=…)"
-        )
+        raise no_usable_row(path, "", dropped)
     return rows, dropped
+
+
+def no_usable_row(path: Path, which: str, dropped: Sequence[DroppedRow]) -> UserError:
+    """The error of a file in which no row (``which``: of what) has a sequence and a label."""
+    found = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:3]) + ("; …" if len(dropped) > 3 else "")
+    return UserError(
+        f"{path} has no row {which}with a sequence and a label ({len(dropped)} rows were looked at"
+        + (f"; {found})" if dropped else ")")
+        + "; fill both in (in FASTA the label is the end of the header, >name|label, or label=…)"
+    )
 
 
 def sort_out(

@@ -12,66 +12,23 @@ taken from them.
 """
 
 import csv
-import hashlib
 import io
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from had.errors import RunFault, UserError
-from had.evaluation.suite_data import TestRows
-from had.files import atomic_write_bytes, atomic_write_text, why_no_folder
+from had.evaluation.unit_files import COLUMNS, SCORES, Record, Unit, place_of, read_record, task_folder
+from had.files import atomic_write_text, why_no_folder
 from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
 from had.training.provenance import circumstances, differences, with_later_keys
 
-COLUMNS = ("suite", "task", "model", "seed", "metric", "value", "n_train", "n_test", "seconds", "note")
-SCORES, PREDICTIONS, ABOUT, UNFINISHED = "scores.csv", "predictions", "benchmark.json", "unfinished"
+ABOUT = "benchmark.json"
 KIND = "had benchmark"
-_METADATA = b"had"
-
-
-class Unit(NamedTuple):
-    """What is computed once."""
-
-    task: str
-    model: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished unit."""
-
-    row: dict[str, str]
-    """By `COLUMNS`."""
-    facts: dict[str, Any]
-    """Parameters, seconds, learning rate, sizes of the data, …"""
-    settings: dict[str, Any]
-    """What the score depends on: two units with other settings cannot stand in one table."""
-
-    @property
-    def unit(self) -> Unit:
-        """Which unit it is of."""
-        return Unit(self.row["task"], self.row["model"], int(self.row["seed"]))
-
-
-class Predictions(NamedTuple):
-    """The test rows of one unit."""
-
-    targets: NDArray[np.int64]
-    """(n,) class ids; negative where no training row has the label."""
-    probabilities: NDArray[np.float64]
-    """(n, K)."""
-    record: Record
 
 
 class BenchmarkFolder:
@@ -186,10 +143,25 @@ class BenchmarkFolder:
         """
         for record in self.records_of(task, model):
             if found := differences(_with_later_keys(record.settings), json.loads(json.dumps(settings))):
-                name, (was, now) = next(iter(found.items()))
+                name, (was, now) = _first_difference(found)
                 raise UserError(
                     f"{self.path}: {task}, {model}, seed {record.unit.seed} was made with another {name} "
                     f"({_short(was)}, now {_short(now)}); use another --out, or another name (NAME=KIND)"
+                )
+
+    def check_predictions(self, task: str, model: str) -> None:
+        """Refuse to add seeds to rows whose predictions are gone: nobody knows how these were made.
+
+        Raises
+        ------
+        UserError
+            If a row of this task and model has no predictions.
+        """
+        for unit in self.rows:
+            if (unit.task, unit.model) == (task, model) and not self.place(unit).is_file():
+                raise UserError(
+                    f"{self.path}: {task}, {model}, seed {unit.seed} stands in {SCORES}, but {self.place(unit)}, which "
+                    "says how it was made, is gone; put it back, remove the row, or use another name (NAME=KIND)"
                 )
 
     def check_test(self, task: str, digest: Callable[[], str]) -> None:
@@ -208,7 +180,7 @@ class BenchmarkFolder:
         UserError
             If a unit of this task, of any model, was tested on another file, or the file cannot be read.
         """
-        found = sorted(_task_folder(self.path, task).glob("*/seed-*.parquet"))
+        found = sorted(task_folder(self.path, task).glob("*/seed-*.parquet"))
         if not found:
             return
         try:
@@ -231,106 +203,9 @@ class BenchmarkFolder:
         atomic_write_text(self.path / SCORES, buffer.getvalue())
 
 
-def place_of(folder: Path, unit: Unit) -> Path:
-    """File of a unit's predictions."""
-    return _task_folder(folder, unit.task) / unit.model / f"seed-{unit.seed}.parquet"
-
-
-def _task_folder(folder: Path, task: str) -> Path:
-    return folder / PREDICTIONS / task.replace("/", "__")
-
-
-def states_of(folder: Path, unit: Unit, settings: Mapping[str, Any]) -> Path:
-    """Folder of the states of a unit's unfinished fits; another one for other settings or versions."""
-    versions = {name: value for name, value in circumstances([], {}, None, None, 1).items() if name in ("had", "torch")}
-    text = json.dumps([settings, versions], sort_keys=True, default=str)
-    return _unfinished(folder, unit) / hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def forget_states(folder: Path, unit: Unit) -> None:
-    """Remove the states of a unit that is finished, and the folders that are empty then."""
-    place = _unfinished(folder, unit)
-    shutil.rmtree(place, ignore_errors=True)
-    for parent in list(place.parents)[:3]:
-        with suppress(OSError):
-            parent.rmdir()
-
-
-def _unfinished(folder: Path, unit: Unit) -> Path:
-    return folder / UNFINISHED / unit.task.replace("/", "__") / unit.model / f"seed-{unit.seed}"
-
-
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an older version with the keys of recipes that came since."""
     return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]}
-
-
-def write_predictions(
-    path: Path, test: TestRows, probabilities: NDArray[np.float64], classes: tuple[str, ...], record: Record
-) -> None:
-    """Write one unit: ``label``, ``target``, ``prediction`` and ``p_<class>`` of each test row, in their order.
-
-    Raises
-    ------
-    RunFault
-        If the disk refused.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    columns: dict[str, Any] = {
-        "label": pa.array(test.labels),
-        "target": pa.array(test.targets, pa.int32()),
-        "prediction": pa.array([classes[i] for i in probabilities.argmax(1)]),
-    }
-    columns |= {f"p_{name}": pa.array(probabilities[:, i], pa.float64()) for i, name in enumerate(classes)}
-    known = {"row": record.row, "facts": record.facts, "settings": record.settings, "classes": list(classes)}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(known, ensure_ascii=False)})
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer, compression="zstd")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFault(f"{path.parent}: the folder cannot be made ({error.strerror or error})") from error
-    atomic_write_bytes(path, buffer.getvalue())
-
-
-def read_record(path: Path) -> Record:
-    """What is known of a finished unit.
-
-    Raises
-    ------
-    UserError
-        If the file is damaged or is not of a benchmark.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        known = json.loads((parquet.read_schema(path).metadata or {})[_METADATA])
-        return Record(known["row"], known["facts"], known["settings"])
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: is no readable file of a benchmark ({error}); remove it, and its row of {SCORES}, to compute it "
-            "again"
-        ) from error
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read one unit's test rows.
-
-    Raises
-    ------
-    UserError
-        As `read_record`.
-    """
-    from pyarrow import parquet
-
-    record = read_record(path)
-    table = parquet.read_table(path)
-    columns = [name for name in table.column_names if name.startswith("p_")]
-    probabilities = np.stack([table[name].to_numpy() for name in columns], axis=1)
-    return Predictions(table["target"].to_numpy().astype(np.int64), probabilities, record)
 
 
 def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:
@@ -353,6 +228,20 @@ def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:
             "the predictions beside it (or use another --out)"
         ) from error
     return rows
+
+
+def _first_difference(found: Mapping[str, tuple[Any, Any]]) -> tuple[str, tuple[Any, Any]]:
+    """The first setting that differs, and its values; of lists of recipes the first key, of checksums the file's."""
+    name, (was, now) = next(iter(found.items()))
+    if name == "recipes" and was and now:
+        if len(was) != len(now):
+            return "choice of learning rates", ([one["lr"] for one in was], [one["lr"] for one in now])
+        return next(iter(next(filter(None, map(differences, was, now))).items()))
+    if name == "training data":
+        files = list(zip_longest(was.split(), now.split(), fillvalue="absent"))
+        place = next(i for i, pair in enumerate(files) if pair[0] != pair[1])
+        return f"{name} (file {place + 1} of {len(files)}, sha256)", files[place]
+    return name, (was, now)
 
 
 def _short(value: Any) -> str:

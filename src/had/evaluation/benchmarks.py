@@ -15,8 +15,8 @@ import torch
 from had.config import check_seed
 from had.console import in_words, progress, say
 from had.errors import RunFault, UserError
-from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
-from had.evaluation.contestants import Contestant, check_changes, fit_configs, parse_models
+from had.evaluation.benchmark_folder import BenchmarkFolder
+from had.evaluation.contestants import Contestant, check_settings, fit_configs, parse_models
 from had.evaluation.costs import Costs
 from had.evaluation.hub_data import fetch
 from had.evaluation.layouts import HUB_PATTERNS, SHARED_PATTERNS, need_task, tasks_here
@@ -24,6 +24,7 @@ from had.evaluation.protocols import BenchmarkTask, Suite, chosen_tasks, find_su
 from had.evaluation.report import write_report
 from had.evaluation.schedule import Planned, run_in_parallel, run_serially
 from had.evaluation.suite_data import TaskData
+from had.evaluation.unit_files import Unit
 from had.evaluation.units import Job, Shelf, TaskSpec, settings_of, stands_for_every_seed
 from had.models.saving import DEFAULT_MODEL
 from had.training.devices import choose_device, keep_freed_memory, set_threads
@@ -90,8 +91,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     Raises
     ------
     UserError
-        If an option, a model or data are wrong, or the folder holds other scores; nothing was written then. Or if units
-        failed, and all of them because of what they were given: the others and the report are written.
+        If an option, a model or data are wrong, or the folder holds other scores; nothing was written then.
     RunFault
         If a unit failed (the others are done), a worker was killed, or the disk refused.
     """
@@ -102,7 +102,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     set_threads(threads)
     device = choose_device(options.device)
     contestants = parse_models(options.models, options.model, options.teacher)
-    notes = check_changes(options.changes, contestants)
+    notes = check_settings(options.recipe, options.changes, contestants)
     specs, origin, left_out = _specs(suite, options)
     shelf = Shelf()
     look = BenchmarkFolder.look(out, suite.name)
@@ -144,13 +144,11 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
 
 def _raise(failed: Mapping[Unit, Exception], done: int, out: Path) -> None:
     unit, reason = next(iter(failed.items()))
-    sentence = (
+    others = f"the others are in {out}, and " if done else ""
+    raise RunFault(
         f"{len(failed)} of {done + len(failed)} units failed, first {unit.task}, {unit.model}, seed {unit.seed} "
-        f"({reason}); the others are in {out}, and the same command tries these again"
+        f"({reason}); {others}the same command tries these again"
     )
-    if all(isinstance(error, UserError) for error in failed.values()):
-        raise UserError(sentence)
-    raise RunFault(sentence)
 
 
 def _seeds(suite: Suite, options: BenchmarkOptions) -> tuple[int, ...]:
@@ -238,12 +236,15 @@ def _plan(
             pending = tuple(seed for seed in seeds if not folder.is_done(job.unit(seed)))
             there += len(seeds) - len(pending)
             if pending:
+                folder.check_predictions(spec.task.name, contestant.name)
                 job = dataclasses.replace(job, seeds=pending, configs=_decided(folder, job))
                 n_train = len(data.rows) - data.n_dev
                 rows = n_train * schedule_epochs(configs[0], n_train) if configs else 0
                 seconds = costs.seconds(contestant, data, job.configs[:1])
                 planned.append(Planned(job, seconds, rows, stands_for_every_seed(contestant, data)))
         folder.check_test(spec.task.name, partial(spec.files.digest, "test"))
+        if planned and planned[-1].job.spec is spec:
+            spec.files.check("test")
     return planned, there
 
 

@@ -125,11 +125,13 @@ def _digest(kind: str, source: str, model: str) -> str:
     return ""
 
 
-def check_changes(changes: Mapping[str, Any], contestants: Sequence[Contestant]) -> list[str]:
+def check_settings(recipe: str, changes: Mapping[str, Any], contestants: Sequence[Contestant]) -> list[str]:
     """Refuse settings that mean nothing, of models that are not run too; what is to be said of the others.
 
     Parameters
     ----------
+    recipe
+        As `fit_configs`.
     changes
         Settings by section, as given.
     contestants
@@ -138,8 +140,10 @@ def check_changes(changes: Mapping[str, Any], contestants: Sequence[Contestant])
     Raises
     ------
     UserError
-        If a section or a setting is unknown, or a value has no meaning.
+        If the recipe, a section or a setting is unknown, or a value has no meaning.
     """
+    if recipe not in RECIPES:
+        raise UserError(f"--recipe is {' or '.join(RECIPES)}; got {recipe!r}")
     notes = []
     for section, values in changes.items():
         if section not in _SECTIONS.values() or not isinstance(values, Mapping):
@@ -180,8 +184,6 @@ def fit_configs(
     UserError
         If a setting is unknown or has no meaning.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"--recipe is {' or '.join(RECIPES)}; got {recipe!r}")
     of_suite: dict[str, Any] = {"metric": task.metric, "epochs": suite.epochs, "batch_size": suite.batch_size}
     of_suite["warmup"] = suite.warmup
     rates: Sequence[float | None] = suite.rates

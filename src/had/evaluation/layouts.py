@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from had.dna.labelled import SPLIT_NAMES, DroppedRow, find_splits, sort_out
+from had.dna.labelled import SPLIT_NAMES, DroppedRow, find_splits, no_usable_row, sort_out
 from had.dna.labelled_rows import iterate_records
 from had.dna.labelled_tasks import LabelledRow
 from had.errors import UserError
@@ -41,6 +41,19 @@ class TaskFiles:
         UserError
             If a file cannot be read, or no row can be used.
         """
+        return self._rows(split)
+
+    def check(self, split: str) -> None:
+        """Look whether the rows of a split can be read, before hours are spent; nothing of them is kept or told.
+
+        Raises
+        ------
+        UserError
+            As `read`.
+        """
+        self._rows(split)
+
+    def _rows(self, split: str) -> tuple[list[LabelledRow], list[DroppedRow]]:
         rows: list[LabelledRow] = []
         dropped: list[DroppedRow] = []
         for path in self.splits[split]:
@@ -51,7 +64,7 @@ class TaskFiles:
             rows += found
             dropped += left_out
         if not rows:
-            raise UserError(f"{self.splits[split][0]} has no row of this task with a sequence and a label")
+            raise no_usable_row(self.splits[split][0], "of this task ", dropped)
         return rows, dropped
 
     def digest(self, split: str) -> str:
@@ -103,7 +116,8 @@ def need_task(folder: Path, suite: Suite, task: BenchmarkTask, *, is_its_own: bo
     files = find_task(folder, suite, task, is_its_own=is_its_own)
     if files is None:
         here = [other.name for other in suite.tasks if find_task(folder, suite, other)]
-        near = "" if task.official else f" (did you mean {' or '.join(suite.nearest(task.name) or here[:3])}?)"
+        names = [] if task.official else suite.nearest(task.name) or here[:3]
+        near = f" (did you mean {' or '.join(names)}?)" if names else ""
         found = f"of {suite.title} it has {', '.join(here)}" if here else f"it has no task of {suite.title}"
         raise UserError(f"{folder} has no files of {task.name}{near}; {found}")
     if "test" not in files.splits:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from had.bootstrap import Interval, bootstrap_mean
-from had.evaluation.benchmark_folder import Predictions
 from had.evaluation.protocols import BenchmarkTask
 from had.evaluation.resampling import paired_interval
+from had.evaluation.unit_files import Predictions
 
 ENOUGH_TASKS = 5
 """An interval over fewer tasks would say nothing."""

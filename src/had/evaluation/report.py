@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from had.errors import RunFault
-from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
+from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.pairs import ENOUGH_TASKS
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Picture, as_html, as_markdown
@@ -24,6 +24,7 @@ from had.evaluation.report_sections import (
 )
 from had.evaluation.report_tables import TaskTable, collect, model_kinds, untrained_models
 from had.evaluation.suite_data import TaskData
+from had.evaluation.unit_files import Unit
 from had.files import atomic_write_bytes, atomic_write_text
 
 PICTURES = "pictures"
@@ -130,9 +131,9 @@ def _as_csv(suite: Suite, tables: Sequence[TaskTable]) -> str:
                     "test_bp_per_second": number(row.test_bp_per_second, 0),
                     "mean_without_same": number(row.without_same, 6),
                     "mean_without_near": number(row.without_near, 6),
-                    "comparable": {"": "yes", "~": "with caution"}.get(table.grade, "no"),
-                    "why_not": "; ".join(table.reasons),
-                    "marks": row.marks + table.grade,
+                    "comparable": {"": "yes", "~": "with caution"}.get(row.grade, "no"),
+                    "why_not": "; ".join(row.reasons),
+                    "marks": row.marks + row.grade,
                     "source": "here",
                 }
             )

@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from had.evaluation.benchmark_folder import BenchmarkFolder, Unit
+from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Table
 from had.evaluation.report_sections import kind_in_words
 from had.evaluation.report_tables import TaskTable, model_kinds
+from had.evaluation.unit_files import Unit
 from had.training.finetuning_recipe import RATES
 
 

@@ -11,15 +11,14 @@ from had.evaluation.overlap import NEAR, K
 from had.evaluation.pairs import ENOUGH_TASKS, PairedDifference, mean_difference
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Heading, Items, Paragraph, Picture, Table
-from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, TaskTable
+from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, PublishedScore, TaskTable
 
 
 def opening(
     suite: Suite, tables: Sequence[TaskTable], kinds: Mapping[str, str], untrained: Collection[str], title: str
 ) -> list[Block]:
     """What the models and marks are, and how to read the numbers."""
-    used = {mark for table in tables for mark in table.grade}
-    used |= {mark for table in tables for ours in table.ours for mark in ours.marks}
+    used = {mark for table in tables for ours in table.ours for mark in ours.marks + ours.grade}
     used |= {mark for table in tables for other in table.published for mark in other.marks}
     legend = [[mark, text] for mark, text in LEGEND.items() if mark in used]
     return [
@@ -51,12 +50,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _ours(row: OurScore | None) -> str:
+def _ours(row: OurScore | None, of_all: str = "") -> str:
+    """A score with its marks; the grade where it is not that of all models."""
     if row is None:
         return ""
     # A range over seeds that change nothing would be a claim of steadiness.
     spread = "" if row.seed_changes_nothing else f" ({row.spread:.3f})"
-    return f"{row.mean:.3f}{spread}{row.marks}"
+    return f"{row.mean:.3f}{spread}{row.marks}{row.grade if row.grade != of_all else ''}"
 
 
 def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequence[Picture]) -> list[Block]:
@@ -66,9 +66,15 @@ def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequen
         best = table.best_published
         shown = f"{best.score:.3f}{best.marks} {best.model}" if best else ""
         name = table.task.name + (f" {table.grade}" if table.grade else "")
-        rows.append([name, table.metric, f"{table.n_test:,}", shown, *(_ours(table.of(m)) for m in models)])
+        rows.append(
+            [name, table.metric, f"{table.n_test:,}", shown, *(_ours(table.of(m), table.grade) for m in models)]
+        )
     header = ["task", "metric", "test rows", "best published", *models]
-    notes = [f"{table.task.name} {table.grade}: {'; '.join(table.reasons)}" for table in tables if table.grade]
+    notes = [
+        f"{table.task.name} {table.grade}".strip() + f": {'; '.join(table.reasons)}"
+        for table in tables
+        if table.reasons
+    ]
     blocks: list[Block] = [Heading("Summary"), Table(header, rows, numbers=(2, *range(4, 4 + len(models))))]
     return [*blocks, *([Items(notes)] if notes else []), *pictures]
 
@@ -101,17 +107,22 @@ def _group_row(name: str, whole: list[TaskTable], common: list[TaskTable], model
         ours = [row for table in common if (row := table.of(model)) is not None]
         few = FEW_SEEDS if any(FEW_SEEDS in row.marks for row in ours) else ""
         means.append(f"{np.mean([row.mean for row in ours]):.3f}{few}")
-    published: dict[str, list[float]] = {}
+    published: dict[str, list[PublishedScore]] = {}
     for table in common:
         for other in table.published:
-            published.setdefault(other.model, []).append(other.score)
-    full = {model: float(np.mean(scores)) for model, scores in published.items() if len(scores) == len(common)}
+            published.setdefault(other.model, []).append(other)
+    full = {
+        model: float(np.mean([row.score for row in rows]))
+        for model, rows in published.items()
+        if len(rows) == len(common)
+    }
     best = max(full, key=lambda model: full[model], default=None)
-    grades = "".join(sorted({table.grade for table in common}))
+    marks = "".join(dict.fromkeys(mark for row in published.get(best or "", []) for mark in row.marks))
+    grades = "".join(sorted({row.grade for table in common for model in models if (row := table.of(model))}))
     return [
         f"{name} {grades}".strip(),
         f"{len(common)}" + (f" of {len(whole)}" if len(common) < len(whole) else ""),
-        f"{full[best]:.3f} {best}" if best else "",
+        f"{full[best]:.3f}{marks} {best}" if best else "",
         *means,
     ]
 
@@ -236,7 +247,7 @@ def tasks(tables: Sequence[TaskTable]) -> list[Block]:
                 True,
                 [
                     row.model,
-                    f"{row.mean:.3f}{row.marks}{' ' + table.grade if table.grade else ''}",
+                    f"{row.mean:.3f}{row.marks}{' ' + row.grade if row.grade else ''}",
                     f"{row.spread:.3f}",
                     str(len(row.values)),
                     number(row.validation),

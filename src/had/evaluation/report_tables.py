@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from had.assets import PUBLISHED_SCORES
 from had.console import progress
-from had.evaluation.benchmark_folder import BenchmarkFolder, Predictions, read_predictions
+from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.contestants import KINDS, UNTRAINED
 from had.evaluation.overlap import Overlap, overlap_of
 from had.evaluation.pairs import PairedDifference, paired_differences, pairs_of
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.suite_data import TaskData
+from had.evaluation.unit_files import Predictions, read_predictions
 from had.evaluation.units import score
 
 FEW_SEEDS, SAME, OTHER, CAUTION, UNSTATED, OWN_ROWS = "*", "=", "≠", "~", "?", "°"
@@ -72,6 +73,10 @@ class OurScore:
     """Mean score on test rows whose letters, on either strand, are in no training row."""
     without_near: float | None = None
     """Mean score on test rows that are not even nearly in a training row."""
+    grade: str = ""
+    """`OTHER`, `CAUTION` or empty: whether it compares with the published scores."""
+    reasons: tuple[str, ...] = ()
+    """Why it does not, or not quite."""
 
     @property
     def mean(self) -> float:
@@ -99,8 +104,9 @@ class TaskTable:
     ours: list[OurScore]
     published: list[PublishedScore]
     grade: str
-    """`OTHER`, `CAUTION` or empty: whether ours compare with the published."""
+    """`OTHER`, `CAUTION` or empty: whether ours compare with the published, as is true of all of our models."""
     reasons: list[str]
+    """Why they do not; with the models' names where that is not true of all."""
     n_test: int
     overlap: Overlap | None
     differences: list[PairedDifference]
@@ -240,9 +246,14 @@ def _table(
     if every:
         overlap = overlap_of(folder.path, load(task.name), task.name, every[0].record.facts["test_sha256"])
     ours = [_ours(folder, task, model, kinds[model], found[model], overlap) for model in kinds if model in found]
-    # The strictest of what the models' own rows say.
-    graded = [comparability(task, one.record.facts) for one in every]
-    grade, reasons = max(graded, key=lambda pair: (pair[0] == OTHER, pair[0] == CAUTION), default=("", []))
+    grade = min((row.grade for row in ours), key=_strictness, default="")
+    models_of: dict[str, list[str]] = {}
+    for row in ours:
+        for reason in row.reasons:
+            models_of.setdefault(reason, []).append(row.model)
+    reasons = [
+        reason if len(models) == len(ours) else f"{', '.join(models)}: {reason}" for reason, models in models_of.items()
+    ]
     rows = [row for unit, row in folder.rows.items() if unit.task == task.name]
     return TaskTable(
         task,
@@ -255,6 +266,10 @@ def _table(
         overlap,
         paired_differences(task, found, pairs),
     )
+
+
+def _strictness(grade: str) -> int:
+    return ("", CAUTION, OTHER).index(grade)
 
 
 def _ours(
@@ -278,6 +293,9 @@ def _ours(
         ]
         return float(np.mean(scores)) if scores else None
 
+    # The strictest of its seeds.
+    graded = [comparability(task, fact) for fact in facts]
+    grade, reasons = max(graded, key=lambda pair: _strictness(pair[0]), default=("", []))
     averaged = [bool(fact["conjoin"]) for fact in facts if "conjoin" in fact]
     notes = rows[min(rows)]["note"]
     if any(averaged) and not all(averaged):
@@ -295,4 +313,6 @@ def _ours(
         float(np.mean([fact["validation"] for fact in facts])) if facts else None,
         without(overlap.same if overlap else None),
         without(overlap.near if overlap else None),
+        grade,
+        tuple(reasons),
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 from had.console import Progress
 from had.errors import RunFault, UserError
-from had.evaluation.benchmark_folder import Record, Unit
 from had.evaluation.frozen_features import FeatureTable
+from had.evaluation.unit_files import Record, Unit
 from had.evaluation.units import Job, Shelf, run_job
 from had.evaluation.workers import worker_pool
 

@@ -16,20 +16,13 @@ from numpy.typing import NDArray
 
 from had.console import Progress
 from had.dna.labelled_tasks import UNSEEN
-from had.evaluation.benchmark_folder import (
-    Record,
-    Unit,
-    forget_states,
-    place_of,
-    states_of,
-    write_predictions,
-)
 from had.evaluation.contestants import Contestant
 from had.evaluation.frozen_features import FeatureTable
 from had.evaluation.layouts import TaskFiles
 from had.evaluation.protocols import BenchmarkTask, Suite
 from had.evaluation.selection import METRIC, Chosen, choose
 from had.evaluation.suite_data import TaskData, TestRows
+from had.evaluation.unit_files import Record, Unit, forget_states, place_of, states_of, write_predictions
 from had.training.devices import choose_device, memory_faults
 from had.training.finetuning_recipe import FitConfig
 
