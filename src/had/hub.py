@@ -11,3 +11,8 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
     of_client = [kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception) and kind is not Exception]
     return (OSError, HFValidationError, HfHubHTTPError, *of_client)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what such an error says; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -364,8 +364,10 @@ def test_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path) -> 
         usable_rows(tmp_path / "a.parquet")
     # What nobody reads may be there as often as it likes, labels of sequences to be predicted among them.
     assert len(usable_rows(write(tmp_path / "a.csv", "sequence,label,x,x\nACGT,0,1,1\n"))[0]) == 1
-    unlabelled = iterate_records(write(tmp_path / "a.csv", f"sequence,label,label\n{rows}"), need_label=False)
-    assert [record.sequence for record in unlabelled] == ["ACGT", "ACGG"]
+    for header in ("sequence,label,label", "sequence,start,Start"):
+        unlabelled = iterate_records(write(tmp_path / "a.csv", f"{header}\n{rows}"), need_label=False)
+        assert [record.sequence for record in unlabelled] == ["ACGT", "ACGG"]
+    assert len(usable_rows(write(tmp_path / "a.csv", "sequence,label,label,a\nACGT,0,1,1\n"), ["a"])[0]) == 1
 
 
 def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> None:
@@ -376,10 +378,10 @@ def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> Non
 
 
 def test_a_label_in_a_fasta_header_ends_at_the_next_word(tmp_path: Path) -> None:
-    text = ">s1;label=c0;size=4\nACGT\n>s2 label=a;b\nACGT\n>s3|Label=c1\nACGT\n>s4|label=c;d|x=1\nACGT\n"
-    rows, _ = usable_rows(write(tmp_path / "a.fa", text))
-    assert [row.label for row in rows] == ["c0", "a;b", "c1", "c;d"]
-    assert [row.id for row in rows] == ["s1", "s2", "s3", "s4"]
+    headers = ("s1;label=c0;size=4", "s2 label=a;b", "s3|Label=c1", "s4|label=c;d|x=1", "s5;size=4;label=c0;")
+    rows, _ = usable_rows(write(tmp_path / "a.fa", "".join(f">{header}\nACGT\n" for header in headers)))
+    assert [row.label for row in rows] == ["c0", "a;b", "c1", "c;d", "c0"]
+    assert [row.id for row in rows] == ["s1", "s2", "s3", "s4", "s5;size=4"]
 
 
 def test_words_for_a_missing_label_are_classes_where_folders_are(tmp_path: Path) -> None:

@@ -204,6 +204,40 @@ class TestBackground:
         assert len(far) <= 3
         assert min(region.gc for region in background) > 0.55
 
+    def test_what_is_nearest_is_drawn_from_anywhere(self) -> None:
+        """Many places have one GC content, and none that of the peaks: no part of the genome may be preferred."""
+        genome = Genome.from_sequences({"a": letters(400_000, 3, 0.4)})
+        lengths = np.full(400, 20)
+        starts, shares = matched_background(
+            genome, np.array([[0, 400_000]]), lengths, np.full(400, 0.42), tolerance=0.01, seed=0
+        )
+        assert (np.abs(shares - 0.42) > 0.01).all()
+        assert np.quantile(starts / 400_000, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.1)
+
+    def test_short_peaks_of_mixed_lengths_are_matched_within_the_tolerance(self) -> None:
+        genome = Genome.from_sequences({"a": letters(200_000, 4)})
+        lengths = np.repeat([20, 21], 200)
+        wanted = np.where(lengths == 20, 10 / 20, 10 / 21)
+        starts, shares = matched_background(genome, np.array([[0, 200_000]]), lengths, wanted, tolerance=0.02, seed=0)
+        assert (starts >= 0).all()
+        assert np.abs(shares - wanted).max() <= 0.02
+
+    def test_there_are_places_for_all_however_long_they_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        genome = Genome.from_sequences({"a": letters(400_000, 5)})
+        # As 2^29 letters are for regions of thousands of letters in a whole genome.
+        monkeypatch.setattr("had.dna.background._MOST_LETTERS", 5_000)
+        monkeypatch.setattr("had.dna.background._FEWEST_PLACES", 10)
+        starts, _ = matched_background(
+            genome, np.array([[0, 400_000]]), np.full(100, 500), np.full(100, 0.5), tolerance=1.0, seed=0
+        )
+        assert (starts >= 0).all()
+
+    def test_peaks_of_unknown_gc_content_end_too(self, genome: Genome) -> None:
+        starts, _ = matched_background(
+            genome, np.array([[0, 5_000]]), np.full(3, 50), np.array([0.5, np.nan, 0.5]), tolerance=0.1, seed=0
+        )
+        assert (starts >= 0).all()
+
     def test_background_goes_by_its_peaks_strand(self, genome: Genome, tmp_path: Path) -> None:
         rows = [f"chr{1 + i % 5}\t{300 * i}\t{300 * i + 90}\tp{i}\t0\t{'+-.'[i % 3]}" for i in range(60)]
         found = peaks_with_background(write(tmp_path / "p.bed", *rows), genome, ratio=2)

@@ -337,8 +337,7 @@ def test_scores_whose_predictions_are_gone_stay_in_the_report(folder: BenchmarkF
     add(folder, "mouse/3", "a", 0, targets, targets)
     folder.place(Unit("mouse/3", "a", 0)).unlink()
     write_report(folder, GUE, lambda name: None)
-    assert (
-        "| mouse/3 | mcc | 10 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* |"
-        in (folder.path / "report.md").read_text()
-    )
+    text = (folder.path / "report.md").read_text()
+    assert "| mouse/3 ≠ | mcc | 10 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* |" in text
+    assert "mouse/3 ≠: its predictions are gone" in text
     assert write_report(BenchmarkFolder(folder.path / "empty"), GUE, lambda name: None) == []

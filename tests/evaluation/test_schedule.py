@@ -1,7 +1,9 @@
 """Jobs in worker processes: what is done counts, and nothing of the caller's is touched."""
 
+import gc
 import multiprocessing
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +16,9 @@ import torch
 from had.console import Progress
 from had.errors import RunFault
 from had.evaluation import schedule
-from had.evaluation.schedule import Planned, run_in_parallel
+from had.evaluation.schedule import Planned, run_in_parallel, run_serially
 from had.evaluation.unit_files import Unit
+from had.evaluation.units import Shelf
 from had.evaluation.workers import worker_pool
 from had.training.devices import memory_faults
 
@@ -43,6 +46,31 @@ def test_seeds_that_were_done_before_one_failed_count(monkeypatch: pytest.Monkey
     assert events[-1].failed == (Unit("task", "kmer", 7), Unit("task", "kmer", 9))
     assert "third is broken" in str(events[-1].reason)
     assert sum(event.cost for event in events) == pytest.approx(8.0)
+
+
+def test_what_a_failed_unit_held_is_free_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        """Large."""
+
+    held: list[weakref.ref[Model]] = []
+
+    def run_job(job: Any, *_: Any) -> Iterator[Any]:
+        if job.seeds == (1,):
+            gc.collect()
+            assert held[0]() is None
+            yield SimpleNamespace(unit=Unit("task", "had", 1))
+            return
+        model = Model()
+        held.append(weakref.ref(model))
+        with memory_faults("nothing"):
+            raise MemoryError
+
+    monkeypatch.setattr(schedule, "run_job", run_job)
+    jobs = [SimpleNamespace(seeds=(seed,), configs=(), unit=lambda seed: Unit("task", "had", seed)) for seed in (0, 1)]
+    planned: list[Any] = [Planned(job, 1.0, 0) for job in jobs]  # type: ignore[arg-type]
+    failed, done = run_serially(planned, Shelf(), Progress())
+    assert failed.failed == (Unit("task", "had", 0),)
+    assert done.record is not None
 
 
 def test_the_callers_own_processes_live_on_and_the_pools_end() -> None:
@@ -81,10 +109,12 @@ def test_a_killed_worker_is_said_with_what_is_saved() -> None:
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+        RuntimeError("CUDA error: out of memory"),
     ],
 )
 def test_memory_that_does_not_suffice_is_a_fault_with_advice(error: Exception) -> None:
-    with pytest.raises(RunFault, match=r"memory did not suffice \(.*letters_per_pass"), memory_faults():
+    with pytest.raises(RunFault, match=r"memory did not suffice \(.*; buy some$"), memory_faults("buy some"):
         raise error
-    with pytest.raises(RuntimeError, match="something else"), memory_faults():
+    with pytest.raises(RuntimeError, match="something else"), memory_faults("buy some"):
         raise RuntimeError("something else")

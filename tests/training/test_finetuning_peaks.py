@@ -1,5 +1,6 @@
 """Fine-tuning on peaks: rows, files of regions, and what is refused before anything is written."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_another_blacklist_is_another_run(files: tuple[Path, Path], tmp_path: Pa
     second, _ = read_data(made)
     assert first.digests["genome"] == second.digests["genome"]
     assert first.digests["blacklist"] != second.digests["blacklist"]
+
+
+def test_a_run_does_not_go_on_with_other_background(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(files, training=FitConfig(epochs=2, batch_size=16, lr=1e-2))
+    finetune(made, tmp_path / "run", dataclasses.replace(OPTIONS, stop_after=1))
+    before = (tmp_path / "run/background.bed").read_bytes()
+    # As another version of the drawing would.
+    monkeypatch.setattr("had.dna.background._FEWEST_PLACES", 1000)
+    with pytest.raises(UserError, match="regions"):
+        finetune(made, tmp_path / "run", dataclasses.replace(OPTIONS, resume="auto"))
+    assert (tmp_path / "run/background.bed").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from had.dna.alphabet import N
 from had.dna.genome import Genome
 from had.dna.spans import Spans
 
-_FEWEST_PLACES, _PLACES_EACH = 1 << 16, 64
-"""Places that are looked at: so many for each region, at least as many as that (or all there are)."""
+_FEWEST_PLACES, _PLACES_EACH, _LEAST_EACH = 1 << 16, 64, 8
+"""Places that are looked at: 64 for each region and at least 65,536 (or all there are), ..."""
 _MOST_LETTERS = 1 << 29
-"""Letters of these places together: bounds the time."""
+"""... but no more letters than these, which bounds the time, as long as that leaves 8 for each region."""
 _LENGTHS_ALIKE = 1.1
 """Regions whose lengths differ by no more than this factor share their places."""
+_FINE_STEPS = 2
+"""Regions in which one letter is not less than half of the tolerance share places with those of their own length."""
 _TRIES = 8
 """Rounds in which a region takes a random place of like GC content; the nearest one after that."""
 _LETTERS_AT_ONCE = 1 << 20
@@ -68,16 +70,23 @@ def matched_background(
     rng = np.random.default_rng(seed)
     starts = np.full(len(lengths), -1, dtype=np.int64)
     shares = np.full(len(lengths), np.nan)
-    alike = np.floor(np.log(lengths) / np.log(_LENGTHS_ALIKE))
+    # Bins of one length, below the others, where GC shares of other lengths are no guide.
+    alike = np.where(
+        lengths * tolerance < _FINE_STEPS,
+        lengths - lengths.max(initial=0) - 1,
+        np.floor(np.log(lengths) / np.log(_LENGTHS_ALIKE)),
+    )
     # The longest first: they fit in the fewest places.
     for size in np.unique(alike)[::-1]:
         peaks = np.flatnonzero(alike == size)
         longest = int(lengths[peaks].max())
-        wanted = min(max(_FEWEST_PLACES, _PLACES_EACH * len(peaks)), max(1, _MOST_LETTERS // longest))
+        wanted = min(max(_FEWEST_PLACES, _PLACES_EACH * len(peaks)), _MOST_LETTERS // longest)
+        wanted = max(wanted, _LEAST_EACH * len(peaks))
         places = _places(allowed, longest, wanted, rng)
         places = places[_clear(places, longest, starts, lengths)]
         gc_of_places = gc_shares(genome, places, np.full(len(places), longest))
-        order = np.argsort(gc_of_places, kind="stable")
+        # At random where GC shares are equal: else the ends of the genome would be taken first.
+        order = np.lexsort((rng.random(len(places)), gc_of_places))
         _match(genome, places[order], gc_of_places[order], peaks, lengths, gc, tolerance, rng, starts, shares)
     return starts, shares
 
@@ -120,7 +129,8 @@ def _match(
             at = nearest_of_their_own(gc_of_places, gc[open_ones])
         chosen = places[at]
         exact = gc_shares(genome, chosen, lengths[open_ones])
-        good = np.abs(exact - gc[open_ones]) <= (tolerance if tries < _TRIES else np.inf)
+        # Whatever is nearest will do in the end, of a peak of unknown GC content too.
+        good = (np.abs(exact - gc[open_ones]) <= tolerance) | (tries >= _TRIES)
         open_ones, chosen, exact = open_ones[good], chosen[good], exact[good]
         first = _first_come(chosen, lengths[open_ones])
         starts[open_ones[first]], shares[open_ones[first]] = chosen[first], exact[first]

@@ -64,17 +64,16 @@ class Columns:
         self.where = where
         places = {name: i for i, name in reversed(list(enumerate(names)))}
 
-        def used(name: str) -> int:
-            if names.count(name) > 1:
+        def first_of(wanted: Sequence[str], is_read: bool = True) -> int | None:
+            name = next((name for name in wanted if name in places), None)
+            if name is None:
+                return None
+            if is_read and names.count(name) > 1:
                 raise UserError(f"{where}: {names.count(name)} columns are named {name!r}; keep or rename one of them")
             return places[name]
 
-        def first_of(wanted: Sequence[str]) -> int | None:
-            return next((used(name) for name in wanted if name in places), None)
-
         sequence = first_of(SEQUENCE_COLUMNS)
-        # Nobody looks at it where there is nothing to learn.
-        self.label = first_of((LABEL_COLUMN,)) if need_label else places.get(LABEL_COLUMN)
+        self.label = first_of((LABEL_COLUMN,), is_read=need_label and not label_columns)
         lacks_label = need_label and not label_columns and self.label is None
         if sequence is None or lacks_label:
             raise UserError(
@@ -92,11 +91,11 @@ class Columns:
             raise UserError(f"{where}: --labels names the column {twice!r} twice; name it once")
         if clash := next((name for name in label_columns if ";" in name), None):
             raise UserError(f"{where}: the label column {clash!r} has a ';' in its name; rename it")
-        self.labels = [] if absent else [used(name) for name in named]
+        self.labels = [] if absent else [first_of((name,)) for name in named]
         self.id = first_of(_ID_COLUMNS)
-        self.split = first_of(("split",))
-        self.task = first_of(("task",))
-        self.locus = (first_of(_CONTIG_COLUMNS), first_of(_START_COLUMNS), first_of(_END_COLUMNS))
+        # Where there is nothing to learn they matter little.
+        self.split, self.task = (first_of((name,), need_label) for name in ("split", "task"))
+        self.locus = tuple(first_of(names, need_label) for names in (_CONTIG_COLUMNS, _START_COLUMNS, _END_COLUMNS))
 
     def record(self, fields: Sequence[str], line: int, number: int) -> Record:
         """The record of a row; fields that it lacks are empty."""

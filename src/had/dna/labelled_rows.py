@@ -176,7 +176,8 @@ def _fasta_record(header: str, parts: Sequence[str], line: int, number: int, nee
     name = (header.split() or [""])[0]
     label = None
     if word:
-        label = word[1]
+        # USEARCH ends its headers so.
+        label = word[1].rstrip(";")
         name = re.split(r"[|;]label=", name, maxsplit=1, flags=re.IGNORECASE)[0]
     elif "|" in header:
         # The label may hold blanks (">seq 1|strong enhancer"); without labels to learn, the name stays whole.

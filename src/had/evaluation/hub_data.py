@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from had.dna.store import cache_folder
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
-from had.hub import hub_errors
+from had.hub import hub_errors, reason_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
@@ -79,7 +79,7 @@ def fetch(
         if folder is None or not has(folder):
             folder = get(local=False)
     except hub_errors() as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"{repository} at {commit} is not in this machine's Hub cache and could not be downloaded ({reason}); run "
             f"`hf download --repo-type dataset {repository}` where there is a network, or name a folder by --data"

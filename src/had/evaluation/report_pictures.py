@@ -47,6 +47,16 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
             style = {"color": colour(i), "zorder": 5}
             axes.plot([min(values), max(values)], [y + places[i]] * 2, linewidth=2.2, alpha=0.5, **style)
             axes.plot(ours.mean, y + places[i], shape(i), markersize=5.5, linestyle="", **style)
+            if ours.grade != table.grade:
+                axes.annotate(
+                    ours.grade,
+                    (max(values), y + places[i]),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                    zorder=6,
+                )
     _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
     names = {_TITLE[table.metric] for table in tables}
     axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")

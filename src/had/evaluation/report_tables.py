@@ -295,7 +295,8 @@ def _ours(
 
     # The strictest of its seeds.
     graded = [comparability(task, fact) for fact in facts]
-    grade, reasons = max(graded, key=lambda pair: _strictness(pair[0]), default=("", []))
+    unknown = (OTHER, ["its predictions are gone, which say on what rows it was made"])
+    grade, reasons = max(graded, key=lambda pair: _strictness(pair[0]), default=unknown)
     averaged = [bool(fact["conjoin"]) for fact in facts if "conjoin" in fact]
     notes = rows[min(rows)]["note"]
     if any(averaged) and not all(averaged):

@@ -90,6 +90,9 @@ def run_serially(planned: Sequence[Planned], shelf: Shelf, bar: Progress) -> Ite
                 yield Event(cost, record)
                 cost = item.following
         except (RunFault, UserError) as reason:
+            # What it was raised from holds the model and its tensors, and memory may be why it failed.
+            reason.__cause__ = reason.__context__ = None
+            reason.with_traceback(None)
             meter.finish(0.0)
             bar(item.following * (len(left) - 1))
             yield Event(cost + item.following * (len(left) - 1), None, tuple(map(job.unit, left)), reason)

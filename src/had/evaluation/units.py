@@ -103,7 +103,7 @@ def run_job(job: Job, shelf: Shelf, features: FeatureTable, advance: Progress | 
     ready: tuple[Chosen, TestRows, NDArray[np.float64], dict[str, Any]] | None = None
     for seed in job.seeds:
         if ready is None or not stands_for_every_seed(job.contestant, data):
-            with memory_faults():
+            with memory_faults("use fewer --jobs, another --device, or leave this model out"):
                 ready = _compute(job, data, seed, decided, features, device, advance)
         chosen, test, outputs, facts = ready
         if len(decided) > 1:

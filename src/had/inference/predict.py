@@ -20,7 +20,7 @@ from had.dna.labelled import invalid_position
 from had.dna.labelled_records import Locus, Record
 from had.dna.labelled_rows import iterate_records, refuse_pipe, text_lines
 from had.errors import UserError
-from had.files import why_no_folder
+from had.files import is_no_plain_file, why_no_folder
 from had.inference.prediction_files import Row, check_format, open_writer, track_shown, value_text
 from had.models.heads import HADForSequenceClassification
 from had.training.devices import choose_device, keep_freed_memory, set_threads
@@ -98,7 +98,7 @@ def predict(
         raise UserError("--out - is no file; name one, or /dev/stdout")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
-    if reason := why_no_folder(out.absolute().parent):
+    if not is_no_plain_file(out) and (reason := why_no_folder(out.absolute().parent)):
         raise UserError(f"{out} cannot be written ({reason}); name another --out")
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file by --out")

@@ -17,7 +17,7 @@ from typing import Any
 from had.dna.store import cache_folder
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
-from had.hub import hub_errors
+from had.hub import hub_errors, reason_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -186,7 +186,7 @@ def _on_hub(repository: str, revision: str) -> CheckpointFiles:
             found = (fetch(file, mode) for mode in modes for file in weights_files)
             weights = next((path for path in found if path is not None), None)
     except hub_errors() as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"{repository} at {revision} is not in this machine's Hub cache and could not be downloaded "
             f"({reason}); run `hf download {repository} --revision {revision}` where there is a network, or "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from had.errors import RunFault, UserError
 from had.files import atomic_write_bytes, atomic_write_text
-from had.hub import hub_errors
+from had.hub import hub_errors, reason_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -80,8 +80,7 @@ def find_folder(name: str | os.PathLike[str], revision: str | None = None) -> Pa
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=_HUB_FILES))
     except hub_errors() as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason}).") from error
+        raise UserError(f"{name}: no folder here, and the Hub did not give it ({reason_of(error)}).") from error
 
 
 def model_type_of(folder: Path) -> object:
@@ -230,4 +229,4 @@ def upload_folder(folder: str | os.PathLike[str], repo_id: str, private: bool = 
         commit = api.upload_folder(repo_id=repo_id, folder_path=Path(folder), commit_message="Upload model")
         return str(commit)
     except hub_errors() as error:
-        raise UserError(f"{repo_id}: the Hub did not take the model ({str(error).strip().splitlines()[0]}).") from error
+        raise UserError(f"{repo_id}: the Hub did not take the model ({reason_of(error)}).") from error

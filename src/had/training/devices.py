@@ -68,20 +68,18 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
 
 
 @contextmanager
-def memory_faults() -> Iterator[None]:
-    """Turn running out of memory, on a GPU or here, into a `RunFault` that says what to do about it."""
+def memory_faults(advice: str) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or here, into a `RunFault` that ends with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # PyTorch's own allocator for CPUs has no class for it.
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        if not known:
+        # Of the allocators only CUDA's has a class for it, and that not always.
+        text = str(error)
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "out of memory" not in text.lower() and "DefaultCPUAllocator" not in text:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunFault(
-            f"memory did not suffice ({reason}); show fewer letters at once (training.letters_per_pass=4096), cut "
-            "sequences (max_length), or use --device cpu"
-        ) from error
+        reason = (text.strip() or type(error).__name__).splitlines()[0]
+        raise RunFault(f"memory did not suffice ({reason}); {advice}") from error
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -103,7 +103,8 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
         if peaks is not None:
             say(f"regions are in {' and '.join(map(str, write_regions(peaks, run.path)))}")
         base = {"name": config.model, "digest": digest.get("model"), **known}
-        with memory_faults():
+        advice = "into another --out, show fewer letters at once (training.letters_per_pass=4096) or cut sequences "
+        with memory_faults(f"{advice}(max_length=1000); or use --device cpu"):
             return _run(config, data, model, base, run, options)
     except OSError as error:
         raise RunFault(f"{error.filename or out}: {error.strerror or error}. {run.saved_sentence()}") from error

@@ -1,5 +1,6 @@
 """Peaks and their background as rows to fine-tune on."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,10 @@ def load_peaks(
         for row in given["dev"]:
             # The files of regions say what validated.
             peaks.regions[row.number - 1] = peaks.regions[row.number - 1]._replace(split="dev")
+    # How background is drawn, and peaks are read, may change between versions: a run must not go on with others.
+    drawn = "".join(map(_bed_row, peaks.regions))
     digests = {"peaks": sha256_of_file(path), "genome": genome.digest}
+    digests["regions"] = hashlib.sha256(drawn.encode()).hexdigest()
     if config.blacklist is not None:
         digests["blacklist"] = sha256_of_file(config.blacklist)
     gc = auroc([region.label == PEAK for region in peaks.regions], [region.gc for region in peaks.regions])
