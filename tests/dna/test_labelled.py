@@ -370,6 +370,12 @@ def test_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path) -> 
     assert len(usable_rows(write(tmp_path / "a.csv", "sequence,label,label,a\nACGT,0,1,1\n"), ["a"])[0]) == 1
 
 
+def test_parquet_columns_of_records_are_no_labels(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"sequence": ["ACGT"], "label": [{"x": 1}]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="the column 'label' holds struct"):
+        usable_rows(tmp_path / "a.parquet")
+
+
 def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/null")):
