@@ -198,7 +198,8 @@ def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool)
             places += [*columns.locus, *columns.labels]
             wanted = sorted({place for place in places if place is not None})
             for place in wanted:
-                if pa.types.is_nested(kind := file.schema_arrow.types[place]) and not pa.types.is_list(kind):
+                kind = file.schema_arrow.types[place]
+                if pa.types.is_struct(kind) or pa.types.is_map(kind):
                     raise UserError(f"{path}: the column {names[place]!r} holds {kind}; give text or numbers")
             number = 0
             for batch in file.iter_batches(_PARQUET_ROWS, columns=[file.schema_arrow.names[i] for i in wanted]):

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna.genome import Genome
+from had.dna.labelled import SPLITS
 from had.dna.spans import Spans
-
-SPLITS = ("train", "dev", "test")
 
 
 def split_contigs(

@@ -19,7 +19,8 @@ from had.dna.background import gc_shares, matched_background
 from had.dna.fasta import read_blocks
 from had.dna.genome import Genome
 from had.dna.intervals import has_interval, parse_bed_row
-from had.dna.peak_splits import SPLITS, by_contig, by_position, contig_spans, split_contigs
+from had.dna.labelled import SPLITS
+from had.dna.peak_splits import by_contig, by_position, contig_spans, split_contigs
 from had.dna.spans import acgt_stretches, merge, subtract
 from had.errors import UserError
 
