@@ -102,7 +102,7 @@ class TestReading:
         assert notes == ["1 peaks have a summit outside of them: their middle was taken (line 2)"]
 
     def test_what_is_left_out_is_said(self, genome: Genome, tmp_path: Path) -> None:
-        rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190", "chr1\t20100\t20300"]
+        rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190\tx\t0\t-", "chr1\t20100\t20300"]
         spans, _, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
         assert spans.tolist() == [[110, 190]]
         assert [note.split(" (")[1] for note in notes] == ["line 1)", "line 3)", "line 4)"]
@@ -203,6 +203,17 @@ class TestBackground:
         far = [region for region in background if region.gc < 0.7]
         assert len(far) <= 3
         assert min(region.gc for region in background) > 0.55
+
+    def test_what_a_sample_misses_is_searched_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As in a whole genome: one place in 200 is rich enough, and few are looked at."""
+        monkeypatch.setattr("had.dna.background._FEWEST_PLACES", 20)
+        monkeypatch.setattr("had.dna.background._PLACES_EACH", 1)
+        genome = Genome.from_sequences({"a": "".join(letters(40_000, i, 0.35) + "GC" * 200 for i in range(20))})
+        starts, shares = matched_background(
+            genome, np.array([[0, 808_000]]), np.full(10, 200), np.ones(10), tolerance=0.02, seed=0
+        )
+        assert (starts >= 0).all()
+        assert (shares >= 0.98).all()
 
     def test_what_is_nearest_is_drawn_from_anywhere(self) -> None:
         """Many places have one GC content, and none that of the peaks: no part of the genome may be preferred."""

@@ -3,6 +3,8 @@
 Positions are global and 0-based (`had.dna.genome.Genome`).
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,9 @@ _LENGTHS_ALIKE = 1.1
 _FINE_STEPS = 2
 """Regions in which one letter is not less than half of the tolerance share places with those of their own length."""
 _TRIES = 8
-"""Rounds in which a region takes a random place of like GC content; the nearest one after that."""
+"""Rounds in which a region takes a random place of like GC content."""
+_ROUNDING = 1e-9
+"""Of differences of shares."""
 _LETTERS_AT_ONCE = 1 << 20
 
 
@@ -45,7 +49,8 @@ def matched_background(
     """For each peak a region of its length and about its GC content.
 
     All peaks of like length choose from the same places: a random sample, or all there are in a small genome. A peak
-    takes a random one of those within the tolerance, and the nearest that is free where there is none.
+    takes a random one of those within the tolerance. For peaks without one the whole of what is allowed is searched, in
+    steps of half a length; where that finds nothing either the nearest place that is free is taken.
 
     Parameters
     ----------
@@ -87,24 +92,75 @@ def matched_background(
         gc_of_places = gc_shares(genome, places, np.full(len(places), longest))
         # At random where GC shares are equal: else the ends of the genome would be taken first.
         order = np.lexsort((rng.random(len(places)), gc_of_places))
-        _match(genome, places[order], gc_of_places[order], peaks, lengths, gc, tolerance, rng, starts, shares)
+        pool = _Pool(places[order], gc_of_places[order])
+        _match(genome, pool, peaks, lengths, gc, tolerance, rng, starts, shares)
+        if len(left := peaks[starts[peaks] < 0]) and len(places) >= wanted // 2:
+            more = _search(genome, allowed, longest, np.sort(gc[left]), tolerance)
+            more = more[_clear(more, longest, starts, lengths)]
+            places = np.concatenate([pool.starts, more])
+            gc_of_places = np.concatenate([pool.gc, gc_shares(genome, more, np.full(len(more), longest))])
+            order = np.lexsort((rng.random(len(places)), gc_of_places))
+            pool = _Pool(places[order], gc_of_places[order])
+            _match(genome, pool, peaks, lengths, gc, tolerance, rng, starts, shares)
+        _match(genome, pool, peaks, lengths, gc, np.inf, rng, starts, shares)
     return starts, shares
+
+
+@dataclass
+class _Pool:
+    """Free places (n,) and their GC shares, sorted by these."""
+
+    starts: NDArray[np.int64]
+    gc: NDArray[np.float64]
+
+    def keep(self, clear: NDArray[np.bool_]) -> None:
+        self.starts, self.gc = self.starts[clear], self.gc[clear]
+
+
+class _Grid:
+    """Starts at which ``length`` letters fit into spans, ``step`` apart within each, by their number."""
+
+    def __init__(self, allowed: Spans, length: int, step: int = 1) -> None:
+        self._allowed, self._step = allowed, step
+        room = allowed[:, 1] - allowed[:, 0] - length if len(allowed) else np.zeros(0, dtype=np.int64)
+        self._fitting = np.maximum(room // step + 1, 0)
+        self._ends = np.cumsum(self._fitting)
+        self.size = int(self._ends[-1]) if len(self._ends) else 0
+
+    def starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of some numbers below ``size``."""
+        if not len(numbers):
+            return np.zeros(0, dtype=np.int64)
+        span = np.searchsorted(self._ends, numbers, side="right")
+        return self._allowed[span, 0] + (numbers - (self._ends[span] - self._fitting[span])) * self._step
 
 
 def _places(allowed: Spans, length: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Sorted starts at which ``length`` letters fit into a span: all there are, or ``n`` random ones."""
-    fitting = np.maximum(allowed[:, 1] - allowed[:, 0] - length + 1, 0) if len(allowed) else np.zeros(0, np.int64)
-    ends = np.cumsum(fitting)
-    total = int(ends[-1]) if len(ends) else 0
-    chosen = np.arange(total) if total <= n else np.unique(rng.integers(0, total, n))
-    span = np.searchsorted(ends, chosen, side="right")
-    return allowed[span, 0] + chosen - (ends[span] - fitting[span]) if total else np.zeros(0, np.int64)
+    grid = _Grid(allowed, length)
+    if grid.size <= n:
+        return grid.starts(np.arange(grid.size))
+    return grid.starts(np.unique(rng.integers(0, grid.size, n)))
+
+
+def _search(
+    genome: Genome, allowed: Spans, length: int, wanted: NDArray[np.float64], tolerance: float
+) -> NDArray[np.int64]:
+    """Starts, half a length apart, whose GC share is within the tolerance of one of some sorted shares."""
+    grid = _Grid(allowed, length, max(1, length // 2))
+    found = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, grid.size, _LETTERS_AT_ONCE):
+        starts = grid.starts(np.arange(first, min(first + _LETTERS_AT_ONCE, grid.size)))
+        share = gc_shares(genome, starts, np.full(len(starts), length))
+        after = np.searchsorted(wanted, share - tolerance)
+        near = (after < len(wanted)) & (wanted[np.minimum(after, len(wanted) - 1)] <= share + tolerance)
+        found.append(starts[near])
+    return np.concatenate(found)
 
 
 def _match(
     genome: Genome,
-    places: NDArray[np.int64],
-    gc_of_places: NDArray[np.float64],
+    pool: _Pool,
     peaks: NDArray[np.int64],
     lengths: NDArray[np.int64],
     gc: NDArray[np.float64],
@@ -113,29 +169,34 @@ def _match(
     starts: NDArray[np.int64],
     shares: NDArray[np.float64],
 ) -> None:
-    """Give each of ``peaks`` (their indices) one of the places (sorted by GC share); fills in starts and shares."""
+    """Give each of ``peaks`` (their indices) a place of the pool within the tolerance; fills in starts and shares.
+
+    Of an infinite tolerance the nearest place, until no peak or no place is left.
+    """
+    longest = int(lengths[peaks].max())
     tries = 0
-    while len(open_ones := peaks[starts[peaks] < 0]) and len(places):
+    while len(open_ones := peaks[starts[peaks] < 0]) and len(pool.starts):
         open_ones = open_ones[np.argsort(gc[open_ones], kind="stable")]
-        low = np.searchsorted(gc_of_places, gc[open_ones] - tolerance, side="left")
-        high = np.searchsorted(gc_of_places, gc[open_ones] + tolerance, side="right")
-        if tries < _TRIES:
+        if np.isinf(tolerance):
+            # No more than there are places; chance decides who is left out.
+            kept = np.sort(rng.permutation(len(open_ones))[: len(pool.starts)])
+            open_ones = open_ones[kept]
+            at = nearest_of_their_own(pool.gc, gc[open_ones])
+        elif tries == _TRIES:
+            return
+        else:
+            low = np.searchsorted(pool.gc, gc[open_ones] - tolerance - _ROUNDING, side="left")
+            high = np.searchsorted(pool.gc, gc[open_ones] + tolerance + _ROUNDING, side="right")
             open_ones, low, high = (x[high > low] for x in (open_ones, low, high))
             at = rng.integers(low, high) if len(low) else low
-        else:
-            # No more than there are places; chance decides who is left out.
-            kept = np.sort(rng.permutation(len(open_ones))[: len(places)])
-            open_ones = open_ones[kept]
-            at = nearest_of_their_own(gc_of_places, gc[open_ones])
-        chosen = places[at]
+        chosen = pool.starts[at]
         exact = gc_shares(genome, chosen, lengths[open_ones])
-        # Whatever is nearest will do in the end, of a peak of unknown GC content too.
-        good = (np.abs(exact - gc[open_ones]) <= tolerance) | (tries >= _TRIES)
+        # A peak of unknown GC content takes whatever is left in the end.
+        good = (np.abs(exact - gc[open_ones]) <= tolerance + _ROUNDING) | np.isinf(tolerance)
         open_ones, chosen, exact = open_ones[good], chosen[good], exact[good]
         first = _first_come(chosen, lengths[open_ones])
         starts[open_ones[first]], shares[open_ones[first]] = chosen[first], exact[first]
-        clear = _clear(places, int(lengths[peaks].max()), starts, lengths)
-        places, gc_of_places = places[clear], gc_of_places[clear]
+        pool.keep(_clear(pool.starts, longest, starts, lengths))
         tries += 1
 
 

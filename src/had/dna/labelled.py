@@ -1,6 +1,6 @@
 """Labelled sequences from CSV, TSV, FASTA (plain or gzip) and Parquet, and folders of train, dev and test files.
 
-Only the sequence and the label are kept. Other columns (strand, coordinates, class names) often give the
+Only the sequence and the label reach a model. Other columns (strand, coordinates, class names) often give the
 label away.
 """
 
@@ -76,7 +76,7 @@ def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = Non
 
     In a table the first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator
     is a tab where the first line has one, else a comma. FASTA headers end in ``|label`` or hold ``label=…``.
-    Rows without a sequence or without a label (empty, NaN, NA, null) are dropped and listed. Labels are compared
+    Rows without a sequence or without a label (empty, NaN, NA, N/A, null) are dropped and listed. Labels are compared
     as text, whole numbers in the form ``1`` (so that 1 and 1.0 are one class).
 
     Parameters

@@ -123,7 +123,7 @@ def read_peaks(path: str | PathLike[str], genome: Genome, width: int | None = No
         f"{len(lines):,} peaks left out, {reason} (line {', '.join(map(str, lines[:5]))})"
         for lines, reason in (
             (beyond, "whose window reaches beyond the contig"),
-            (repeated, "which stand in the file twice"),
+            (repeated, "whose interval stands in the file before, on either strand"),
             (unknown, "which have no letter A, C, G or T"),
         )
         if lines
@@ -237,7 +237,8 @@ def peaks_with_background(
         starts, shares = matched_background(genome, allowed, lengths[each], gc[each], tolerance, seed + number)
         found = starts >= 0
         missing += int((~found).sum())
-        far += int((np.abs(shares - gc[each])[found] > tolerance).sum())
+        # Rounding apart.
+        far += int((np.abs(shares - gc[each])[found] > tolerance + 1e-9).sum())
         where, place = genome.locate(starts[found])
         background += [
             Region(

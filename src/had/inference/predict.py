@@ -95,7 +95,7 @@ def predict(
         if out.exists() and path.resolve() == out.resolve():
             raise UserError(f"{out} is the {'input' if path == input_path else 'genome'} itself; name another --out")
     if str(out) == "-":
-        raise UserError("--out - is no file; name one, or /dev/stdout")
+        raise UserError("--out - is no file; name one (or /dev/stdout, where that is a pipe)")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent} is no folder; make it, or name another --out")
     if not is_no_plain_file(out) and (reason := why_no_folder(out.absolute().parent)):

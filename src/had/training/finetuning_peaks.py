@@ -30,7 +30,8 @@ class PeaksConfig:
     blacklist: str | None = None
     """BED of intervals that background must not touch."""
     valid_contigs: list[str] = field(default_factory=list)
-    """Contigs that validate; none named: some are drawn that hold about a tenth of the peaks."""
+    """Contigs that validate; none named: some are drawn that hold about a tenth of the peaks, or up to twice
+    that where contigs are large."""
     test_contigs: list[str] = field(default_factory=list)
     """Contigs that test; none named: as for validation."""
 
