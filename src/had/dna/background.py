@@ -3,8 +3,6 @@
 Positions are global and 0-based (`had.dna.genome.Genome`).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,33 +85,34 @@ def matched_background(
         longest = int(lengths[peaks].max())
         wanted = min(max(_FEWEST_PLACES, _PLACES_EACH * len(peaks)), _MOST_LETTERS // longest)
         wanted = max(wanted, _LEAST_EACH * len(peaks))
-        places = _places(allowed, longest, wanted, rng)
-        places = places[_clear(places, longest, starts, lengths)]
-        gc_of_places = gc_shares(genome, places, np.full(len(places), longest))
-        # At random where GC shares are equal: else the ends of the genome would be taken first.
-        order = np.lexsort((rng.random(len(places)), gc_of_places))
-        pool = _Pool(places[order], gc_of_places[order])
+        grid = _Grid(allowed, longest)
+        is_sample = grid.size > wanted
+        numbers = np.unique(rng.integers(0, grid.size, wanted)) if is_sample else np.arange(grid.size)
+        places = grid.starts(numbers)
+        pool = _Pool(genome, places[_clear(places, longest, starts, lengths)], longest, rng)
         _match(genome, pool, peaks, lengths, gc, tolerance, rng, starts, shares)
-        if len(left := peaks[starts[peaks] < 0]) and len(places) >= wanted // 2:
+        if is_sample and len(left := peaks[starts[peaks] < 0]):
             more = _search(genome, allowed, longest, np.sort(gc[left]), tolerance)
             more = more[_clear(more, longest, starts, lengths)]
-            places = np.concatenate([pool.starts, more])
-            gc_of_places = np.concatenate([pool.gc, gc_shares(genome, more, np.full(len(more), longest))])
-            order = np.lexsort((rng.random(len(places)), gc_of_places))
-            pool = _Pool(places[order], gc_of_places[order])
+            if len(more) > wanted:
+                more = rng.choice(more, wanted, replace=False)
+            pool = _Pool(genome, np.concatenate([pool.starts, more]), longest, rng)
             _match(genome, pool, peaks, lengths, gc, tolerance, rng, starts, shares)
         _match(genome, pool, peaks, lengths, gc, np.inf, rng, starts, shares)
     return starts, shares
 
 
-@dataclass
 class _Pool:
-    """Free places (n,) and their GC shares, sorted by these."""
+    """Free places (n,) of one length and their GC shares, sorted by these; at random where they are equal."""
 
-    starts: NDArray[np.int64]
-    gc: NDArray[np.float64]
+    def __init__(self, genome: Genome, places: NDArray[np.int64], length: int, rng: np.random.Generator) -> None:
+        gc = gc_shares(genome, places, np.full(len(places), length))
+        # In the genome's order its ends would be taken first.
+        order = np.lexsort((rng.random(len(places)), gc))
+        self.starts, self.gc = places[order], gc[order]
 
     def keep(self, clear: NDArray[np.bool_]) -> None:
+        """Forget the other places."""
         self.starts, self.gc = self.starts[clear], self.gc[clear]
 
 
@@ -133,14 +132,6 @@ class _Grid:
             return np.zeros(0, dtype=np.int64)
         span = np.searchsorted(self._ends, numbers, side="right")
         return self._allowed[span, 0] + (numbers - (self._ends[span] - self._fitting[span])) * self._step
-
-
-def _places(allowed: Spans, length: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sorted starts at which ``length`` letters fit into a span: all there are, or ``n`` random ones."""
-    grid = _Grid(allowed, length)
-    if grid.size <= n:
-        return grid.starts(np.arange(grid.size))
-    return grid.starts(np.unique(rng.integers(0, grid.size, n)))
 
 
 def _search(
