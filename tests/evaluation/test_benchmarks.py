@@ -319,10 +319,6 @@ def test_a_test_file_that_cannot_be_read_is_told_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_check_of_the_test_file_tells_nothing_of_its_rows(base: Path) -> None:
-    assert need_task(base / "gue", SUITES["gue"], SUITES["gue"].task("mouse/3")).check("test") is None
-
-
 def test_units_that_fail_on_what_they_were_given_are_a_fault_since_others_are_written(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -765,3 +765,12 @@ def test_patience_counts_from_the_last_better_score_and_the_loss_decides_between
     fit().run(checkpoints=tmp_path / "states", stop_after=2)
     resumed = fit().run(resume_from=latest_valid(tmp_path / "states")[0])
     assert resumed.epochs_run == 4
+
+
+@pytest.mark.parametrize("changes", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}])
+def test_settings_of_classes_are_refused_where_values_are_learnt(tmp_path: Path, changes: dict) -> None:
+    data = write_rows(tmp_path / "a.csv", [f"{'ACGT' * (2 + i % 5)},{0.5 + i}" for i in range(40)])
+    made = config(data, training=dataclasses.replace(QUICK, **changes))
+    with pytest.raises(UserError, match=f"{next(iter(changes))} is of classes"):
+        finetune(made, tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ _FINE_STEPS = 2
 """Regions in which one letter is not less than half of the tolerance share places with those of their own length."""
 _TRIES = 8
 """Rounds in which a region takes a random place of like GC content."""
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """Of differences of shares."""
 _LETTERS_AT_ONCE = 1 << 20
 
@@ -176,14 +176,14 @@ def _match(
         elif tries == _TRIES:
             return
         else:
-            low = np.searchsorted(pool.gc, gc[open_ones] - tolerance - _ROUNDING, side="left")
-            high = np.searchsorted(pool.gc, gc[open_ones] + tolerance + _ROUNDING, side="right")
+            low = np.searchsorted(pool.gc, gc[open_ones] - tolerance - ROUNDING, side="left")
+            high = np.searchsorted(pool.gc, gc[open_ones] + tolerance + ROUNDING, side="right")
             open_ones, low, high = (x[high > low] for x in (open_ones, low, high))
             at = rng.integers(low, high) if len(low) else low
         chosen = pool.starts[at]
         exact = gc_shares(genome, chosen, lengths[open_ones])
         # A peak of unknown GC content takes whatever is left in the end.
-        good = (np.abs(exact - gc[open_ones]) <= tolerance + _ROUNDING) | np.isinf(tolerance)
+        good = (np.abs(exact - gc[open_ones]) <= tolerance + ROUNDING) | np.isinf(tolerance)
         open_ones, chosen, exact = open_ones[good], chosen[good], exact[good]
         first = _first_come(chosen, lengths[open_ones])
         starts[open_ones[first]], shares[open_ones[first]] = chosen[first], exact[first]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna.alphabet import N
-from had.dna.background import gc_shares, matched_background
+from had.dna.background import ROUNDING, gc_shares, matched_background
 from had.dna.fasta import read_blocks
 from had.dna.genome import Genome
 from had.dna.intervals import has_interval, parse_bed_row
@@ -237,8 +237,7 @@ def peaks_with_background(
         starts, shares = matched_background(genome, allowed, lengths[each], gc[each], tolerance, seed + number)
         found = starts >= 0
         missing += int((~found).sum())
-        # Rounding apart.
-        far += int((np.abs(shares - gc[each])[found] > tolerance + 1e-9).sum())
+        far += int((np.abs(shares - gc[each])[found] > tolerance + ROUNDING).sum())
         where, place = genome.locate(starts[found])
         background += [
             Region(
