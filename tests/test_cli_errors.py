@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +220,21 @@ def test_loss_that_is_not_finite_ends_with_1_and_keeps_the_last_checkpoint(
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["loss"] is None
     assert last["step"] == 7
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(130)"])
+def test_an_interrupt_within_code_run_from_text_ends_with_exit_code_1(tmp_path: Path, raised: str) -> None:
+    # A process of its own: what Python remembers of such an interrupt counts when `python -m` ends.
+    (tmp_path / "interrupted.py").write_text(
+        "from had import cli\n"
+        "def app(**_):\n"
+        "    try:\n"
+        "        exec('raise KeyboardInterrupt')\n"
+        "    except KeyboardInterrupt:\n"
+        f"        raise {raised}\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "had: interrupted" in ended.stderr

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -373,25 +373,26 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        sys.stderr.write(f"had: {error}\n")
-        sys.exit(2)
+        _end(str(error), 2)
     except RunFault as error:
-        sys.stderr.write(f"had: {error}\n")
-        sys.exit(1)
+        _end(str(error), 1)
     except KeyboardInterrupt:
-        _interrupted()
+        _end(_INTERRUPTED, 1)
     except SystemExit as end:
         if end.code == _OF_TYPER:
-            _interrupted()
+            _end(_INTERRUPTED, 1)
         raise
 
 
 _OF_TYPER = 130
 """What Typer makes of a KeyboardInterrupt."""
 
+_INTERRUPTED = "interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint"
 
-def _interrupted() -> None:
-    sys.stderr.write(
-        "had: interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint\n"
-    )
-    sys.exit(1)
+
+def _end(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"had: {message}\n")
+    # A signal that met code which Python runs from text (numba and named tuples have it) leaves a mark by which
+    # `python -m had` ends by SIGINT, whatever its exit code. Running any text takes the mark back.
+    exec("")
+    sys.exit(code)
