@@ -19,7 +19,7 @@ ROOMS = [
     {"evaluation", "inference"},
     {"demo", "experiment", "doctor"},
     {"cli_options"},
-    {"cli_benchmark", "cli_teacher"},
+    {"cli_benchmark", "cli_finetune", "cli_teacher"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}
