@@ -2,16 +2,21 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# Read when PyTorch is loaded: numbers, and their last bits, must not depend on how many cores there are.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from had import console
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 # Compiled kernels outlive a session of tests, and commands that tests start find them, too.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "numba"))
 if find_spec("triton") is not None and not torch.cuda.is_available():
@@ -35,9 +40,14 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture(autouse=True)
-def _loud_again() -> Iterator[None]:
-    """Undo what a command that a test ran in this process set for good: ``--quiet``, and where messages go."""
+def _as_before() -> Iterator[None]:
+    """Undo what a command that a test ran in this process set for good: messages, threads, signals."""
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
     logger = logging.getLogger("had")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -241,18 +241,23 @@ def _build(paths: Sequence[Path], root: Path, n_bytes: int | None, progress: boo
         damaged = _codes_file(folder)
         folder.mkdir(exist_ok=True)
         path = folder / f"codes-{unique}.u8"
-        os.replace(part, path)
-        meta = {
-            "format": FORMAT,
-            "contigs": [list(asdict(contig).values()) for contig in layout.contigs],
-            "n_acgt": layout.n_acgt,
-            "ambiguous": layout.ambiguous,
-            "codes": path.name,
-            "codes_sha256": layout.codes_sha256,
-            "codes_mtime_ns": path.stat().st_mtime_ns,
-        }
-        signed = {"meta": meta, "sha256": _sha256(json.dumps(meta, sort_keys=True))}
-        atomic_write_text(folder / "meta.json", json.dumps(signed, indent=1))
+        try:
+            os.replace(part, path)
+            meta = {
+                "format": FORMAT,
+                "contigs": [list(asdict(contig).values()) for contig in layout.contigs],
+                "n_acgt": layout.n_acgt,
+                "ambiguous": layout.ambiguous,
+                "codes": path.name,
+                "codes_sha256": layout.codes_sha256,
+                "codes_mtime_ns": path.stat().st_mtime_ns,
+            }
+            signed = {"meta": meta, "sha256": _sha256(json.dumps(meta, sort_keys=True))}
+            atomic_write_text(folder / "meta.json", json.dumps(signed, indent=1))
+        except BaseException:
+            # Without its description nothing would ever find, or remove, the file.
+            path.unlink(missing_ok=True)
+            raise
         if damaged is not None:
             with suppress(OSError):
                 damaged.unlink()

@@ -4,8 +4,11 @@ import functools
 import hashlib
 import importlib
 import logging
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,7 +82,8 @@ def compile_kernel(kernel: Any, signature: tuple[Any, ...]) -> float:
         if key not in _seconds:
             began, hits = time.perf_counter(), kernel.stats.cache_hits.total()
             try:
-                kernel.compile(signature)
+                with _no_interrupt_lost():
+                    kernel.compile(signature)
             except OSError as error:
                 # The code is compiled by then; only writing it to the cache failed.
                 logger.warning("compiled kernels could not be written to the cache: %s", error)
@@ -87,6 +91,30 @@ def compile_kernel(kernel: Any, signature: tuple[Any, ...]) -> float:
             _seconds[key] = time.perf_counter() - began
             logger.debug("%s the CPU kernel %s.%s in %.1f s", how, *key[:2], _seconds[key])
     return _seconds[key]
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Raise a Ctrl-C that met a function called from C, where Python can only print it and go on."""
+    lost, before = [], sys.unraisablehook
+
+    def keep(ignored: "sys.UnraisableHookArgs") -> None:
+        if ignored.exc_type is KeyboardInterrupt:
+            lost.append(ignored.exc_type)
+        else:
+            before(ignored)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    except Exception:
+        # What the callback did not do is missed later on.
+        if not lost:
+            raise
+    finally:
+        sys.unraisablehook = before
+    if lost:
+        raise KeyboardInterrupt
 
 
 _ready: set[tuple[str, str]] = set()

@@ -72,8 +72,11 @@ if hasattr(os, "register_at_fork"):
 def _on_threads(worker: Callable[[], None], threads: int) -> None:
     """Call ``worker`` on several threads, and raise what the first that fails raises, once none is at work."""
     failures: list[BaseException] = []
+    caller, caller_is_through = threading.get_ident(), False
 
     def member(_: int | None = None) -> None:
+        nonlocal caller_is_through
+        calls = threading.get_ident() == caller
         _here.busy = True
         try:
             worker()
@@ -81,12 +84,17 @@ def _on_threads(worker: Callable[[], None], threads: int) -> None:
             failures.append(error)
         finally:
             _here.busy = False
+        if calls:
+            caller_is_through = True
 
     team = None if _forked else _openmp_team()
     if team is None:
         wait([_pool(threads).submit(member) for _ in range(threads)])
     else:
         team(_Member(member), None, threads, 0)
+        if not caller_is_through and not failures:
+            # Ctrl-C at the first or last instruction of a function called from C: Python prints it and goes on.
+            raise KeyboardInterrupt
     if failures:
         raise failures[0]
 
