@@ -1,18 +1,30 @@
 """A run that is stopped, killed or damaged goes on as if nothing had happened."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
-from tests.training.conftest import TINY_TEACHER, Command, environment
+from tests.training.conftest import TINY_TEACHER, Command
 
 STEPS = 14
+KILLED = """
+import os, signal, sys
+from had.cli import main
+from had.training import state
+
+save = state.save_checkpoint
+
+def killed(folder, step, *more):
+    path = save(folder, step, *more)
+    if step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path
+
+state.save_checkpoint = killed
+main()
+"""
 
 
 def lines(run: Path) -> list[dict]:
@@ -58,17 +70,11 @@ def test_killed_run_resumes_bit_for_bit(
 ) -> None:
     out = tmp_path / "run"
     words = teacher_words(small_genome, out, "training.log_every=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "had", *words], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (out / "checkpoints" / "step-00000008").exists():
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    process.wait()
-    assert not (out / "model").exists(), "the run ended before it could be killed"
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = had_command(*words, launcher=(str(tmp_path / "killed.py"),))
+    assert killed.returncode == -9, killed.stderr
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000008"
+    assert not (out / "model").exists()
     again = had_command(*teacher_words(small_genome, out, "--resume", "auto"))
     assert again.returncode == 0, again.stderr
     assert_same_run(out, uninterrupted)
