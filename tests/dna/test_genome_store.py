@@ -234,6 +234,20 @@ def test_abandoned_builds_are_removed_after_some_days(fasta: Path, cache: Path) 
     assert os.listdir(building) == ["young.part"]
 
 
+def test_an_interrupt_before_the_description_leaves_no_codes(
+    fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "atomic_write_text", interrupted)
+        open_quietly(fasta, cache)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix in (".u8", ".part")]
+    open_quietly(fasta, cache)
+    assert len(list(cache.rglob("*.u8"))) == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 def test_a_full_disk_is_a_fault_that_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "x.fa"
