@@ -231,8 +231,7 @@ def main() -> None:
     """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
     # What schedulers send: files that are not complete are removed, as after Ctrl-C. One of several processes must end
     # at once: it may be waiting for another that is gone.
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(standalone_mode=True)
@@ -246,11 +245,6 @@ def main() -> None:
         if end.code == _OF_TYPER:
             _end(_INTERRUPTED, 1)
         raise
-    finally:
-        if alone:
-            # All is done and said; a second signal while Python shuts down would only change the exit code.
-            for name in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(name, signal.SIG_IGN)
 
 
 _OF_TYPER = 130
