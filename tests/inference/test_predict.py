@@ -19,6 +19,7 @@ from had.inference.predict import predict
 from had.inference.prediction_files import Row, open_writer
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
 from had.models.student import HADConfig, HADModel
+from tests.dying import dying_script
 
 SMALL = HADConfig(
     hidden_size=16, intermediate_size=24, recurrent_blocks=1, attention_heads=1, key_width=4, value_width=8,
@@ -348,32 +349,13 @@ def test_wrong_input_is_refused_and_an_older_table_stays(tmp_path: Path) -> None
     assert not list(tmp_path.glob(".*.part"))
 
 
-ENDED = """
-import os, signal, sys
-from pathlib import Path
-from had.cli import main
-from had.inference import predict
-
-whole, calls = predict.predict_logits, 0
-
-def ended(*arguments, **named):
-    global calls
-    calls += 1
-    if calls == 2:
-        print(*(path.name for path in Path(sys.argv[-1]).parent.iterdir()))
-        os.kill(os.getpid(), signal.SIGTERM)
-    return whole(*arguments, **named)
-
-predict.predict_logits = ended
-main()
-"""
-
-
 def test_a_scheduler_that_ends_prediction_leaves_no_part_of_a_table(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     (tmp_path / "a.fa").write_text("".join(f">s{i}\n{'ACGTTGCA' * 5}\n" for i in range(5_000)))
     (tmp_path / "out").mkdir()
-    (tmp_path / "ended.py").write_text(ENDED)
+    says = "print(*os.listdir(os.path.dirname(sys.argv[-1])))"
+    script = dying_script("had.inference.predict", "predict_logits", 2, says, "SIGTERM")
+    (tmp_path / "ended.py").write_text(script)
     command = [sys.executable, str(tmp_path / "ended.py"), "predict", str(model), str(tmp_path / "a.fa")]
     options = ["--threads", "1", "--device", "cpu", "--out", str(tmp_path / "out/p.tsv")]
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)

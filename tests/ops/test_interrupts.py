@@ -1,32 +1,23 @@
 """Ctrl-C that meets a function called from C, where Python can only print it, ends the work all the same."""
 
 import ctypes
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("numba")
-
 from had.ops import compiled, threads
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_none_is_lost_among_threads(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_is_lost_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def before_its_first_line(_: int | None) -> None:
         raise KeyboardInterrupt
 
     def team(*_: object) -> None:
         threads._Member(before_its_first_line)(None)
 
+    torch.set_num_threads(2)
     monkeypatch.setattr(threads, "_openmp_team", lambda: team)
     with pytest.raises(KeyboardInterrupt):
         threads.share(lambda first, last: None, 8)

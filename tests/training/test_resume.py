@@ -6,25 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.dying import dying_script
 from tests.training.conftest import TINY_TEACHER, Command
 
 STEPS = 14
-KILLED = """
-import os, signal, sys
-from had.cli import main
-from had.training import state
-
-save = state.save_checkpoint
-
-def killed(folder, step, *more):
-    path = save(folder, step, *more)
-    if step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return path
-
-state.save_checkpoint = killed
-main()
-"""
 
 
 def lines(run: Path) -> list[dict]:
@@ -70,7 +55,7 @@ def test_killed_run_resumes_bit_for_bit(
 ) -> None:
     out = tmp_path / "run"
     words = teacher_words(small_genome, out, "training.log_every=1")
-    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "killed.py").write_text(dying_script("had.training.state", "save_checkpoint", 3))
     killed = had_command(*words, launcher=(str(tmp_path / "killed.py"),))
     assert killed.returncode == -9, killed.stderr
     assert [path.name for path in sorted((out / "checkpoints").iterdir())][-1] == "step-00000008"

@@ -15,6 +15,7 @@ from had.models.teacher_loading import load_teacher
 from had.training import cache_building, cache_plan
 from had.training.cache_building import CacheOptions, cache_teacher
 from had.training.data import WindowData
+from tests.dying import dying_script
 from tests.training.cache_cases import (
     FIXED,
     FULL,
@@ -177,30 +178,13 @@ def test_a_subset_is_spread_over_the_genome(small_genome: Path, tmp_path: Path) 
     assert windows["slots"] == -(-windows["all_slots"] // 20)
 
 
+HALF_OF_IT = "open(arguments[0], 'xb', 0).write(arguments[1][: len(arguments[1]) // 2])"
 # What ends the process, and where: before anything, half-way through a file, between a file and its record.
 KILLS = {
-    "half of a file": ("had.files", "write_durably", 8, "open(path, 'xb', 0).write(data[: len(data) // 2])"),
+    "half of a file": ("had.files", "write_durably", 8, HALF_OF_IT),
     "before the record": ("had.training.cache_building", "_Builder._record", 4, "pass"),
     "after a rename": ("had.files", "fsync_folder", 8, "pass"),
 }
-KILLER = """
-import importlib, os, signal, sys
-module, name = importlib.import_module({module!r}), {name!r}
-owner = getattr(module, name.split(".")[0]) if "." in name else module
-whole, calls = getattr(owner, name.split(".")[-1]), [0]
-def dying(*arguments):
-    calls[0] += 1
-    if calls[0] == {call}:
-        if {name!r} == "write_durably":
-            path, data = arguments
-        {last_words}
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*arguments)
-setattr(owner, name.split(".")[-1], dying)
-sys.argv = ["had", *sys.argv[1:]]
-from had.cli import main
-main()
-"""
 
 
 @pytest.mark.parametrize("kill", KILLS)
@@ -210,7 +194,7 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
     module, name, call, last_words = KILLS[kill]
     make(small_genome, tmp_path / "whole", "float16")
     script = tmp_path / "killer.py"
-    script.write_text(KILLER.format(module=module, name=name, last_words=last_words, call=call))
+    script.write_text(dying_script(module, name, call, last_words))
     words = cache_words(small_genome, tmp_path / "killed", "--dtype", "float16", "--quiet")
     died = had_command(*words, launcher=(str(script),))
     assert died.returncode == -9, died.stderr
