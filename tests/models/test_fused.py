@@ -62,11 +62,14 @@ def make_case(name: str, B: int, L: int, padded: bool = False, taps: int = 4) ->
             normal(B, L, HEADS * VALUE, seed=3),
         ]
         return Case(lambda *a: (functional.merge_directions(*a, 1e-6, padding),), inputs)
-    assert name == "rotary"
+    assert name in WINDOWS
     angle = torch.rand(L, WIDTH // HEADS // 2, generator=torch.Generator().manual_seed(6))
     table = torch.stack((angle.cos(), angle.sin()))
+    # What a letter of padding sees is nobody's business.
+    real = torch.ones(B, L, 1) if padding is None else padding.real[..., None]
     return Case(
-        lambda x, w: functional.project_rotated(x, w, HEADS, table), [x, 0.3 * normal(3 * WIDTH, WIDTH, seed=2)]
+        lambda x, w: (functional.attend(x, w, HEADS, table, WINDOWS[name], padding).where(real > 0, 0.0),),
+        [x, 0.5 * normal(3 * WIDTH, WIDTH, seed=2)],
     )
 
 
@@ -85,8 +88,9 @@ def tokens_case(weights: list[Tensor], B: int, L: int, padding: Padding | None) 
     return Case(work, [normal(6, WIDTH, seed=1).index_fill(0, torch.tensor(5), 0.0), *weights])
 
 
-NAMES = ("norm", "mlp", "projections", "tokens", "merge", "rotary")
-PADDED = ("projections", "tokens", "merge")
+WINDOWS = {"attention": None, "banded": 70, "narrow": 3}
+NAMES = ("norm", "mlp", "projections", "tokens", "merge", *WINDOWS)
+PADDED = ("projections", "tokens", "merge", *WINDOWS)
 
 
 def run(case: Case, dtype: torch.dtype, strided: bool = False) -> list[Tensor]:

@@ -241,9 +241,10 @@ def test_convolution_looks_back_three_letters_in_its_own_direction_of_travel(mon
         assert differs[1].nonzero().flatten().tolist() == [10, 11, 12, 13]
 
 
-def test_attention_is_softmax_over_all_letters_with_rotated_queries_and_keys():
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_attention_is_softmax_over_letters_within_the_window_with_rotated_queries_and_keys(window):
     torch.manual_seed(1)
-    layer = SelfAttention(16, 2, rotary_base=100.0).double()
+    layer = SelfAttention(16, 2, rotary_base=100.0, window=window).double()
     roughen(layer, 0.4)
     x = torch.randn(1, 11, 16, dtype=torch.float64)
     with torch.no_grad():
@@ -254,7 +255,12 @@ def test_attention_is_softmax_over_all_letters_with_rotated_queries_and_keys():
         out = torch.zeros(11, 2, 8, dtype=torch.float64)
         for h in range(2):
             q_h, k_h = (torch.complex(part[:, h, :4], part[:, h, 4:]) * turn for part in (q, k))
-            weight = torch.softmax((q_h @ k_h.conj().T).real / math.sqrt(8), dim=-1)
+            score = (q_h @ k_h.conj().T).real / math.sqrt(8)
+            for i in range(11):
+                for j in range(11):
+                    if abs(i - j) > (window or 11):
+                        score[i, j] = -math.inf
+            weight = torch.softmax(score, dim=-1)
             out[:, h] = weight @ v[:, h]
         want = out.flatten(1) @ layer.out_proj.weight.T
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
@@ -306,7 +312,7 @@ import resource, torch
 torch.set_num_threads(1)
 from had.models.layers import SelfAttention
 from had.models.padding import Padding
-layer = SelfAttention(16, 2, 10_000.0)
+layer = SelfAttention(16, 2, 10_000.0, window=None)
 x = torch.randn(1, 5_000, 16)
 padding = Padding.from_lengths(torch.tensor([4_990]), 5_000)
 layer(x[:, :100]).sum().backward()

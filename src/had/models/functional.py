@@ -19,6 +19,8 @@ from had.ops.compiled import why_unavailable
 
 LANES = 8
 """Widths that the compiled kernels take are multiples of this."""
+BAND_LETTERS = 512
+"""Queries that look at the same stretch of keys, in the plain form of attention within a band."""
 
 
 def uses_kernels(x: Tensor, *widths: int) -> bool:
@@ -172,13 +174,52 @@ def rotate(x_BLHD: Tensor, table: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
-def project_rotated(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values (B, H, L, ·) of ``x_BLD``, the former two turned by their positions.
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, keys: Tensor | None) -> Tensor:
+    """Softmax attention (B, H, L, ·) of each letter to those at most ``window`` away; plain form only.
 
-    ``w_in`` holds the rows of q, k and v; ``table`` (2, L, head width / 2) cosines and sines, float32.
+    ``keys`` (B, 1, 1, L) bool says which letters may be seen at all; a letter that may see none sees itself.
     """
+    length = q.shape[2]
+    if window >= length - 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+    position = torch.arange(length, device=q.device)
+    parts = []
+    for queries in position.split(BAND_LETTERS):
+        first, last = int(queries[0]), int(queries[-1]) + 1
+        seen = slice(max(0, first - window), min(length, last + window))
+        mask = (queries[:, None] - position[seen]).abs() <= window
+        if keys is not None:
+            mask = mask & keys[..., seen] | (queries[:, None] == position[seen])
+        parts.append(F.scaled_dot_product_attention(q[:, :, first:last], k[:, :, seen], v[:, :, seen], attn_mask=mask))
+    return torch.cat(parts, dim=2)
+
+
+def attend(
+    x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor, window: int | None, padding: Padding | None
+) -> Tensor:
+    """Softmax self-attention of ``x_BLD`` with rotary positions (B, L, D), within a band.
+
+    Parameters
+    ----------
+    x_BLD
+        Normalised stream.
+    w_in
+        Rows of q, k and v of all heads.
+    heads
+        Their number.
+    table
+        Cosines and sines (2, L, head width / 2), float32.
+    window
+        Each letter sees those at most so many letters away; None: all.
+    padding
+        Where letters are; None for everywhere.
+    """
+    batch, length, _ = x_BLD.shape
     width = len(w_in) // (3 * heads)
-    if uses_kernels(x_BLD, width // 2) and width % 2 == 0:
-        return fused.project_rotated(x_BLD, w_in, heads, table)
+    window = length if window is None else min(window, length)
+    if width % 16 == 0 and uses_kernels(x_BLD):
+        return fused.attend(x_BLD, w_in, heads, table, window, None if padding is None else padding.lengths)
     q, k, v = F.linear(x_BLD, w_in).unflatten(-1, (3, heads, width)).unbind(2)
-    return tuple(piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))
+    q, k, v = (piece.transpose(1, 2) for piece in (rotate(q, table), rotate(k, table), v))
+    mixed = banded_attention(q, k, v, window, None if padding is None else padding.keys)
+    return mixed.transpose(1, 2).reshape(batch, length, heads * width)

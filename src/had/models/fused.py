@@ -267,37 +267,46 @@ class _MergeDirections(torch.autograd.Function):
         return d_o, d_weight.sum(0), d_gate, None, None
 
 
-class _ProjectRotated(torch.autograd.Function):
-    """q, k and v of self-attention, as views (B, H, L, D / H) of one buffer, q and k turned by their positions."""
+class _Attend(torch.autograd.Function):
+    """Softmax attention within a band, of queries and keys that are turned by their positions."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_in: Tensor, heads: int, table: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, w_in: Tensor, heads: int, table: Tensor, window: int, lengths: Tensor | None
+    ) -> Tensor:
         B, L, D = x.shape
         x_ND = x.reshape(-1, D)
         qkv = torch.mm(x_ND, w_in.t())
-        sizes = (B * L, L, heads, len(w_in) // (3 * heads))
-        run_kernel("row_kernels", "rotate_forward", _row_units(B * L), sizes, _flat(table), _flat(qkv))
-        ctx.save_for_backward(x_ND, w_in, table)
-        ctx.sizes = sizes
-        return qkv.view(B, L, 3, heads, sizes[3]).permute(2, 0, 3, 1, 4).unbind(0)
+        width = len(w_in) // (3 * heads)
+        run_kernel(
+            "row_kernels", "rotate", _row_units(B * L), (B * L, L, heads, width), np.float32(1), _flat(table),
+            _flat(qkv),
+        )  # fmt: skip
+        out, logs = x.new_empty(B, L, heads * width), x.new_empty(B, heads, L)
+        real = np.full(B, L, np.int64) if lengths is None else lengths.numpy()
+        sizes, scale = (L, heads, width), np.float32(width**-0.5)
+        groups = -(-L // int(load_kernels("attention_kernels").GROUP))
+        arrays = [_flat(part) for part in (qkv, out, logs)]
+        run_kernel(
+            "attention_kernels", "attention_forward", B * heads * groups, sizes, window, scale, real, *arrays
+        )  # fmt: skip
+        ctx.save_for_backward(x_ND, w_in, table, qkv, out, logs)
+        ctx.arguments = sizes, window, scale, real
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, w_in, table = ctx.saved_tensors
-        N, L = ctx.sizes[:2]
-        flat, strides = zip(*map(_with_strides, grads), strict=True)
-        d_qkv = x_ND.new_empty(N, len(w_in))
-        arrays = (np.array(strides, dtype=np.int64), _flat(table), *flat, _flat(d_qkv))
-        run_kernel("row_kernels", "rotate_backward", _row_units(N), ctx.sizes, *arrays)
-        return torch.mm(d_qkv, w_in).view(N // L, L, -1), torch.mm(d_qkv.t(), x_ND), None, None
-
-
-def _with_strides(x_BHLD: Tensor) -> tuple[NDArray[Any], tuple[int, int, int]]:
-    """One-dimensional array over a tensor's memory, with the strides of sequence, letter and head."""
-    x = x_BHLD if x_BHLD.stride(3) == 1 else x_BHLD.contiguous()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((span,), (1,)).numpy(), (x.stride(0), x.stride(2), x.stride(1))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, w_in, table, qkv, out, logs = ctx.saved_tensors
+        (B, L, _), (_, heads, width) = out.shape, ctx.arguments[0]
+        d_qkv = torch.empty_like(qkv)
+        arrays = [_flat(part) for part in (qkv, out, logs, grad, d_qkv)]
+        run_kernel("attention_kernels", "attention_backward", B * heads, *ctx.arguments, *arrays)
+        run_kernel(
+            "row_kernels", "rotate", _row_units(B * L), (B * L, L, heads, width), np.float32(-1), _flat(table),
+            _flat(d_qkv),
+        )  # fmt: skip
+        return torch.mm(d_qkv, w_in).view(B, L, -1), torch.mm(d_qkv.t(), x_ND), None, None, None, None
 
 
 def rms_norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -355,6 +364,6 @@ def merge_directions(
     return _MergeDirections.apply(o_2BLHV, weight_2V, gate_BLC, eps, lengths_B)
 
 
-def project_rotated(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor) -> tuple[Tensor, ...]:
-    """As in ``had.models.functional``."""
-    return _ProjectRotated.apply(x_BLD, w_in, heads, table)
+def attend(x_BLD: Tensor, w_in: Tensor, heads: int, table: Tensor, window: int, lengths_B: Tensor | None) -> Tensor:
+    """As in ``had.models.functional``, with the lengths (B,) of the sequences where there is padding."""
+    return _Attend.apply(x_BLD, w_in, heads, table, window, lengths_B)

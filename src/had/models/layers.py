@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from had.models.functional import (
+    attend,
     gated_mlp,
     merge_directions,
     project,
     project_both_ways,
-    project_rotated,
     rms_norm,
     rms_norm_beside,
 )
@@ -158,25 +158,22 @@ def rotary_table(length: int, width: int, base: float, device: torch.device) -> 
 
 
 class SelfAttention(nn.Module):
-    """Softmax self-attention over all letters, both ways, with rotary positions.
+    """Softmax self-attention with rotary positions: each letter sees those at most ``window`` away, on both sides.
 
-    Memory is linear in the length, with padding too (the key mask is (B, 1, 1, L)); time is quadratic.
+    Memory is linear in the length, and so is time, except with ``window=None``: every letter sees every other one.
     """
 
-    def __init__(self, width: int, heads: int, rotary_base: float) -> None:
+    def __init__(self, width: int, heads: int, rotary_base: float, window: int | None) -> None:
         super().__init__()
-        self.heads, self.head_width, self.rotary_base = heads, width // heads, rotary_base
+        self.heads, self.head_width, self.rotary_base, self.window = heads, width // heads, rotary_base, window
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, padding: Padding | None = None, residual: Tensor | None = None) -> Tensor:
         """Map ``x`` (B, L, D) to the same shape, and add ``residual``; position 0 is the first letter."""
-        batch, length, width = x.shape
-        table = rotary_table(length, self.head_width, self.rotary_base, x.device)
-        q, k, v = project_rotated(x, self.in_proj.weight, self.heads, table)
-        keys = None if padding is None else padding.keys
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        return project(mixed.transpose(1, 2).reshape(batch, length, width), self.out_proj.weight, residual)
+        table = rotary_table(x.shape[1], self.head_width, self.rotary_base, x.device)
+        mixed = attend(x, self.in_proj.weight, self.heads, table, self.window, padding)
+        return project(mixed, self.out_proj.weight, residual)
 
 
 class Block(nn.Module):

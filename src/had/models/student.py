@@ -73,6 +73,8 @@ class HADConfig:
     """Taps of the depth-wise convolution on q, k and v."""
     attention_heads: int = 2
     """Heads of softmax attention, each hidden_size / attention_heads wide."""
+    attention_window: int | None = 510
+    """Softmax attention of a letter reaches so many letters to each side; None: the whole input, in quadratic time."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-6
@@ -94,6 +96,8 @@ class HADConfig:
         for name, value in sizes.items():
             if value < (0 if name == "recurrent_blocks" else 1):
                 raise ValueError(f"{name} must be positive; got {value}")
+        if self.attention_window is not None and self.attention_window < 1:
+            raise ValueError(f"attention_window must be positive, or None; got {self.attention_window}")
         for name in ("attention_heads", "decoder_heads"):
             if self.hidden_size % (2 * getattr(self, name)):
                 raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of twice {name}")
@@ -116,6 +120,8 @@ class HADConfig:
     def from_dict(cls, values: dict[str, Any]) -> "HADConfig":
         """Make a config of a dictionary, refusing names it does not know.
 
+        Without ``attention_window`` it is None: files from before that name are of models that see the whole input.
+
         Raises
         ------
         had.errors.UserError
@@ -127,7 +133,7 @@ class HADConfig:
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
             raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            return cls(**{"attention_window": None} | {name: values[name] for name in values.keys() & known})
         except (TypeError, ValueError) as error:
             raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
 
@@ -168,7 +174,8 @@ class HADModel(nn.Module):
             for _ in range(config.recurrent_blocks)
         ]
         mixers += [
-            SelfAttention(width, config.attention_heads, config.rotary_base) for _ in range(config.attention_blocks)
+            SelfAttention(width, config.attention_heads, config.rotary_base, config.attention_window)
+            for _ in range(config.attention_blocks)
         ]
         self.blocks = nn.ModuleList(Block(mixer, width, config.intermediate_size, config.norm_eps) for mixer in mixers)
         self.norm = RMSNorm(width, config.norm_eps)

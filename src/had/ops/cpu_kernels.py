@@ -36,6 +36,8 @@ from had.ops.lanes import (
     splat,
     splat16,
     splat32,
+    spread16,
+    spread32,
     store,
     total,
     totals,
@@ -156,15 +158,15 @@ def forward(first_unit, last_unit, sizes, strides, scale, normalise, q, k, v, g,
                     read_k, read_q = splat32(real(0)), splat32(real(0))
                     for r in range(K):
                         s = load32(state, r * V + c)
-                        read_k = fma(splat32(k_rows[j * K + r]), s, read_k)
-                        read_q = fma(splat32(q_rows[j * K + r]), s, read_q)
+                        read_k = fma(spread32(k_rows, j * K + r), s, read_k)
+                        read_q = fma(spread32(q_rows, j * K + r), s, read_q)
                     error = fma(splat32(-decays[j]), read_k, load32(v, v_at + j * strides[2, 1] + c))
                     store(errors, error_at + c, error)
                     delta = mul(strength, error)
                     store(o, out + c, fma(qk, delta, mul(alpha, read_q)))
                     for r in range(K):
                         s = load32(state, r * V + c)
-                        store(state, r * V + c, fma(splat32(k_rows[j * K + r]), delta, mul(alpha, s)))
+                        store(state, r * V + c, fma(spread32(k_rows, j * K + r), delta, mul(alpha, s)))
         _copy(state, 0, end, unit * K * V, K * V)
 
 
@@ -216,7 +218,7 @@ def backward(
                     store(deltas, j * V + c, delta)
                     for r in range(K):
                         at = j * size + r * V + c
-                        s = fma(splat32(k_rows[j * K + r]), delta, mul(alpha, load32(states, at)))
+                        s = fma(spread32(k_rows, j * K + r), delta, mul(alpha, load32(states, at)))
                         store(states, at + size, s)
                         store(partial, r * 8, add(load(partial, r * 8), fold(mul(s, upstream))))
                 for r in range(0, K, 8):
@@ -230,8 +232,8 @@ def backward(
                     even = mul(splat32(products[j]), load32(do, out + c))
                     odd = splat32(real(0))
                     for r in range(0, K, 2):
-                        even = fma(splat32(k_rows[j * K + r]), load32(d_state, r * V + c), even)
-                        odd = fma(splat32(k_rows[j * K + r + 1]), load32(d_state, r * V + V + c), odd)
+                        even = fma(spread32(k_rows, j * K + r), load32(d_state, r * V + c), even)
+                        odd = fma(spread32(k_rows, j * K + r + 1), load32(d_state, r * V + V + c), odd)
                     d_delta = add(even, odd)
                     d_write = fma(d_delta, load32(errors, out + c), d_write)
                     d_value = mul(splat32(writes[j]), d_delta)
@@ -247,10 +249,10 @@ def backward(
                     upstream, back, delta = load16(do, out + c), load16(carried, c), load16(deltas, j * V + c)
                     for r in range(K):
                         s = load16(states, j * size + r * V + c)
-                        d = fma(splat16(q_rows[j * K + r]), upstream, load16(d_state, r * V + c))
+                        d = fma(spread16(q_rows, j * K + r), upstream, load16(d_state, r * V + c))
                         row = fold(fma(s, back, mul(d, delta)))
                         store(partial, r * 8, add(load(partial, r * 8), row))
-                        d = fma(splat16(k_rows[j * K + r]), back, mul(alpha, d))
+                        d = fma(spread16(k_rows, j * K + r), back, mul(alpha, d))
                         d_decay = fma(d, s, d_decay)
                         store(d_state, r * V + c, d)
                 for r in range(0, K, 8):

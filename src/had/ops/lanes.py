@@ -122,6 +122,27 @@ splat16 = _make_splat(16)
 splat32 = _make_splat(32)
 
 
+def _make_spread(width: int) -> Any:
+    @intrinsic
+    def spread(typingctx, array, index):
+        lanes = Lanes(array.dtype, width)
+
+        def codegen(context, builder, signature, args):
+            unset = ir.Constant(context.get_value_type(lanes), ir.Undefined)
+            element = builder.load(_element_pointer(context, builder, signature, args))
+            return _shuffle(builder, builder.insert_element(unset, element, _i32(0)), unset, [0] * width)
+
+        return lanes(array, index), codegen
+
+    return spread
+
+
+spread = _make_spread(WIDTH)
+"""``spread(array, index)``: one element of a one-dimensional array in all eight lanes, without a look at its sign."""
+spread16 = _make_spread(16)
+spread32 = _make_spread(32)
+
+
 def _fma(builder, a, b, c):
     # fmuladd, not fma: without the instruction the latter would become one call of the C library per lane.
     vector = a.type
@@ -146,6 +167,16 @@ def mul(typingctx, a, b):
 def sub(typingctx, a, b):
     """Lane-wise difference."""
     return a(a, b), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """Lane-wise the larger one; b where either is not a number."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -183,6 +214,14 @@ def _exp(builder, x):
     bits = builder.shl(builder.bitcast(shifted, whole), _every(whole, 23))
     power = builder.bitcast(builder.add(bits, _every(whole, 127 << 23)), vector)
     return builder.fmul(series, power)
+
+
+@intrinsic
+def exp(typingctx, a):
+    """Lane-wise exponential of float32, that of -87 below -87 and of 88 above 88."""
+    if not isinstance(a, Lanes) or a.scalar != types.float32:
+        return None
+    return a(a), lambda context, builder, signature, args: _exp(builder, args[0])
 
 
 @intrinsic

@@ -20,8 +20,7 @@ KERNELS = (
     "gate_backward",
     "merge_forward",
     "merge_backward",
-    "rotate_forward",
-    "rotate_backward",
+    "rotate",
 )
 ROWS = 64
 """Letters per unit of work."""
@@ -196,46 +195,21 @@ def merge_backward(first, last, sizes, lengths, eps, o, weight, gate, d_out, d_o
 
 
 @njit(nogil=True, error_model="numpy")
-def rotate_forward(first, last, sizes, table, qkv):
+def rotate(first, last, sizes, direction, table, qkv):
     """Turn q and k in place: pairs (i, i + D / 2) of each head by the angle of their position.
 
-    ``sizes`` are N letters, length L, H heads, D width; ``qkv`` (N, 3, H, D); ``table`` (2, L, D / 2) cosines, sines.
+    ``sizes`` are N letters, length L, H heads, D width; ``direction`` is 1, or -1 for back; ``qkv`` (N, 3, H, D);
+    ``table`` (2, L, D / 2) cosines, sines.
     """
     N, L, H, D = sizes
-    half = D // 2
+    half, sign = D // 2, splat(direction)
     for row in range(first * ROWS, min(last * ROWS, N)):
         cos_at = (row % L) * half
         sin_at = cos_at + L * half
         for head in range(2 * H):
             at = (row * 3 * H + head) * D
             for c in range(0, half, 8):
-                cos, sin = load(table, cos_at + c), load(table, sin_at + c)
+                cos, sin = load(table, cos_at + c), mul(sign, load(table, sin_at + c))
                 a, b = load(qkv, at + c), load(qkv, at + half + c)
                 store(qkv, at + c, sub(mul(a, cos), mul(b, sin)))
                 store(qkv, at + half + c, fma(a, sin, mul(b, cos)))
-
-
-@njit(nogil=True, error_model="numpy")
-def rotate_backward(first, last, sizes, strides, table, dq, dk, dv, d_qkv):
-    """Gradient of ``qkv`` before it was turned; ``strides`` (3, 3) are those of sequence, letter and head."""
-    N, L, H, D = sizes
-    half = D // 2
-    for row in range(first * ROWS, min(last * ROWS, N)):
-        sequence, t = row // L, row % L
-        cos_at = t * half
-        sin_at = cos_at + L * half
-        for h in range(H):
-            q_at = sequence * strides[0, 0] + t * strides[0, 1] + h * strides[0, 2]
-            k_at = sequence * strides[1, 0] + t * strides[1, 1] + h * strides[1, 2]
-            v_at = sequence * strides[2, 0] + t * strides[2, 1] + h * strides[2, 2]
-            q_out, k_out, v_out = (row * 3 * H + h) * D, ((row * 3 + 1) * H + h) * D, ((row * 3 + 2) * H + h) * D
-            for c in range(0, half, 8):
-                cos, sin = load(table, cos_at + c), load(table, sin_at + c)
-                a, b = load(dq, q_at + c), load(dq, q_at + half + c)
-                store(d_qkv, q_out + c, fma(a, cos, mul(b, sin)))
-                store(d_qkv, q_out + half + c, sub(mul(b, cos), mul(a, sin)))
-                a, b = load(dk, k_at + c), load(dk, k_at + half + c)
-                store(d_qkv, k_out + c, fma(a, cos, mul(b, sin)))
-                store(d_qkv, k_out + half + c, sub(mul(b, cos), mul(a, sin)))
-            for c in range(0, D, 8):
-                store(d_qkv, v_out + c, load(dv, v_at + c))
