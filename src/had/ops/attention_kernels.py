@@ -87,17 +87,26 @@ def _add_columns(rows, first, last, D, weights, sums):
 
 @njit(nogil=True, error_model="numpy")
 def _add_outer(weights, first, n, source, D, target, start, stride):
-    """Add ``weightsᵀ · source`` of a strip to n rows of the target: (n, STRIP) with (STRIP, D)."""
-    for j in range(n):
-        at = start + j * stride
+    """Add ``weights · source`` of a strip to n rows of the target: (n, STRIP) times (STRIP, D)."""
+    for j in range(0, n, 4):
         row = (first + j) * STRIP
         for x in range(0, D, 16):
-            a = load16(target, at + x)
-            b = splat16(source.dtype.type(0))
-            for i in range(0, STRIP, 2):
-                a = fma(spread16(weights, row + i), load16(source, i * D + x), a)
-                b = fma(spread16(weights, row + i + 1), load16(source, (i + 1) * D + x), b)
-            store(target, at + x, add(a, b))
+            zero = splat16(source.dtype.type(0))
+            a, b, c, d = zero, zero, zero, zero
+            for i in range(STRIP):
+                upstream, at = load16(source, i * D + x), row + i
+                a = fma(spread16(weights, at), upstream, a)
+                b = fma(spread16(weights, at + STRIP), upstream, b)
+                c = fma(spread16(weights, at + 2 * STRIP), upstream, c)
+                d = fma(spread16(weights, at + 3 * STRIP), upstream, d)
+            at = start + j * stride + x
+            store(target, at, add(load16(target, at), a))
+            if j + 1 < n:
+                store(target, at + stride, add(load16(target, at + stride), b))
+            if j + 2 < n:
+                store(target, at + 2 * stride, add(load16(target, at + 2 * stride), c))
+            if j + 3 < n:
+                store(target, at + 3 * stride, add(load16(target, at + 3 * stride), d))
 
 
 @njit(nogil=True, error_model="numpy")
