@@ -103,26 +103,34 @@ def test_several_python_threads_may_call_at_once(monkeypatch: pytest.MonkeyPatch
             assert torch.equal(found[index][name], result[name])
 
 
-def _in_child(case, queue) -> None:
-    queue.put(run(gated_delta_rule, case, torch.float32)["dq"].numpy())
+def _compute(case, many: torch.Tensor) -> list[torch.Tensor]:
+    """A result of the kernels, and of operations that PyTorch shares among its threads."""
+    return [run(gated_delta_rule, case, torch.float32)["dq"], many + 1, many @ many[:8].T]
+
+
+def _in_child(case, many: torch.Tensor, queue) -> None:
+    queue.put((torch.get_num_threads(), [x.numpy() for x in _compute(case, many)]))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    case = make_case(3, 20)
-    expected = run(gated_delta_rule, case, torch.float32)["dq"]
+def test_a_child_that_is_forked_after_threads_were_used_computes_on_one() -> None:
+    torch.set_num_threads(2)
+    case, many = make_case(3, 20), torch.ones(100_000, 8)
+    expected = _compute(case, many)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(case, queue))
+    child = context.Process(target=_in_child, args=(case, many, queue))
     child.start()
     try:
-        found = queue.get(timeout=60)
+        threads_there, found = queue.get(timeout=60)
     finally:
         child.join(timeout=10)
         child.kill()
-    assert (found == expected.numpy()).all()
+    assert threads_there == 1
+    assert torch.get_num_threads() == 2
+    for a, b in zip(found, expected, strict=True):
+        assert (a == b.numpy()).all()
 
 
 def _trivial_kernels() -> SimpleNamespace:
