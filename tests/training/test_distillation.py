@@ -1,5 +1,7 @@
 """The objective sees only what it may, and its sums are what their definition says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from had.baselines.alignment import KmerTable
 from had.dna.alphabet import GROUP, kmer_indices
 from had.dna.genome import Genome
 from had.dna.masking import expand, group_masks
+from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
 from had.models.student import HADConfig, HADModel
 from had.models.teachers import random_teacher
 from had.training.data import DataConfig, WindowData
@@ -139,6 +142,23 @@ def test_nucleotide_granularity_compares_every_letter_with_its_group(teacher) ->
         if not hidden[0, i]
     )
     assert float(made(batch)["loss_align"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_windows_longer_than_those_of_training_are_decoded_in_blocks() -> None:
+    codes, hidden = windows()
+    made = module(w_align=0.0)
+    batch = windows_to_batch(codes, hidden)
+    whole = float(made(batch)["loss_rec"])
+    made.student.config = replace(SMALL, training_window=WINDOW // 4)
+    decoder = CrossAttentionDecoder(made.student.config)
+    decoder.load_state_dict(made.decoder.state_dict())
+    made.decoder = decoder
+    logits = HADForMaskedLM(made.student, decoder)(batch["input_ids"]).logits[torch.from_numpy(hidden)]
+    expected = float(F.cross_entropy(logits, torch.from_numpy(codes[hidden]).long(), reduction="sum"))
+    sums = made(batch)
+    assert float(sums["loss_rec"]) == pytest.approx(expected, rel=1e-5)
+    assert int(sums["acc_rec"]) == int((logits.argmax(-1).numpy() == codes[hidden]).sum())
+    assert abs(whole - expected) > 0.01 * expected
 
 
 def test_single_terms_leave_the_other_out(teacher) -> None:

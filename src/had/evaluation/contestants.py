@@ -112,13 +112,18 @@ def student_sizes(model: str) -> HADConfig:
     return student_config(folder)
 
 
+def _fresh(sizes: HADConfig) -> dict[str, Any]:
+    """Sizes of a network with fresh weights, which no training window has shaped."""
+    return {name: value for name, value in sizes.to_dict().items() if name != "training_window"}
+
+
 def _digest(kind: str, source: str, model: str) -> str:
     if kind == "scratch":
-        return json.dumps(student_sizes(model).to_dict(), sort_keys=True)
+        return json.dumps(_fresh(student_sizes(model)), sort_keys=True)
     if kind in ("had", "probe"):
         if source == UNTRAINED:
-            sizes = student_sizes(model)
-            return UNTRAINED if sizes == HADConfig() else json.dumps(sizes.to_dict(), sort_keys=True)
+            sizes = _fresh(student_sizes(model))
+            return UNTRAINED if sizes == _fresh(HADConfig()) else json.dumps(sizes, sort_keys=True)
         return sha256_of_file(find_folder(source) / WEIGHTS_FILE)
     if kind in ("teacher", "teacher-probe"):
         return source if source.startswith("random:") else sha256_of_file(find_checkpoint(source).weights)

@@ -83,6 +83,8 @@ class HADConfig:
     """Longest input in letters. No weight depends on it: it guards against attention's quadratic time."""
     decoder_heads: int = 4
     """Heads of the reconstruction decoder's cross-attention."""
+    training_window: int = 1020
+    """Letters of the windows of pre-training, from ``data.window``; the decoder decodes longer inputs in such blocks."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes with a ValueError."""

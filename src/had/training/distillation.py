@@ -145,7 +145,12 @@ class DistillationModule(nn.Module):
         if self.projection is not None:
             sums["loss_align"] = self._alignment(features, batch["target"], batch["aligned_index"])
         if self.decoder is not None:
-            logits = self.decoder(features, batch["query_index"], key_index=batch["key_index"]).float()
+            query = batch["query_index"]
+            if features.shape[1] <= self.decoder.window:
+                logits = self.decoder(features, query, key_index=batch["key_index"]).float()
+            else:
+                hidden = torch.zeros_like(batch["input_ids"], dtype=torch.bool).scatter(1, query, True)
+                logits = self.decoder.in_blocks(features, hidden).view(*query.shape, -1).float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch["query_codes"].flatten(), reduction="none")
             sums["loss_rec"] = losses.view(len(features), -1).sum(1)
             sums["acc_rec"] = (logits.argmax(-1) == batch["query_codes"]).sum(1)

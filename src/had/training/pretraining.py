@@ -53,8 +53,9 @@ class PretrainConfig:
     """Steps, batches, optimizer, checkpoints."""
 
     def __post_init__(self) -> None:
-        """Refuse a seed that cannot be one with a UserError."""
+        """Refuse a seed that cannot be one with a UserError; let the model know the windows it is trained on."""
         check_seed(self.seed)
+        self.model = replace(self.model, training_window=self.data.window)
 
 
 def pretrain(config: PretrainConfig, out: Path, options: RunOptions) -> int:
@@ -133,6 +134,7 @@ def describe_training(config: PretrainConfig, teacher: Teacher | None, data: Win
         "objective": json.loads(json.dumps(vars(config.objective))),
         "steps": config.training.steps,
         "bp": config.training.steps * config.training.global_batch * config.data.window,
+        "training_window": config.data.window,
         "seed": config.seed,
     }
     if isinstance(teacher, CachedTeacher):
