@@ -84,7 +84,8 @@ def test_hidden_letters_change_nothing_and_visible_ones_do():
 def test_features_do_not_depend_on_how_batches_are_cut(tokens_at_once):
     codes, hidden = windows(7), torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     cut = make_teacher(tokens_at_once=tokens_at_once)
-    torch.testing.assert_close(cut.features(codes, hidden), make_teacher().features(codes, hidden))
+    whole = make_teacher().features(codes, hidden)
+    assert (cut.features(codes, hidden) - whole).abs().max() <= 1e-5 * whole.abs().max()
     assert cut.features(codes[:0], hidden[:0]).shape == (0, 5, 24)
 
 
