@@ -51,6 +51,11 @@ def check_refused(result: tuple[int, str], out: Path, *mentioned: str) -> None:
     assert not out.exists() or not any(out.iterdir())
 
 
+def test_a_home_of_nobodys_is_named(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    check_refused(pretrain(run, Path("~nosuchuser/g.fa"), out), out, "~nosuchuser/g.fa", "home folder")
+
+
 @pytest.mark.parametrize(
     ("content", "mentioned"),
     [

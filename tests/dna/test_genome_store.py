@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -372,3 +373,57 @@ def test_real_chromosome_has_its_published_length_and_checksum(shared: Path, cac
     for contig in genome.contigs:
         letters = decode(genome.codes[contig.offset : contig.offset + contig.length])
         assert hashlib.md5(letters.encode()).hexdigest() == yeast[contig.name]["md5_uppercase"]
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A user without a home folder or an entry in the list of users; the folder for temporary files."""
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(_: object) -> None:
+        raise KeyError
+
+    for name in ("HAD_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(pwd, name, nobody)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    store._usual_cache.cache_clear()
+    yield temporary
+    store._usual_cache.cache_clear()
+
+
+def test_a_user_without_a_home_has_a_cache_of_their_own_among_temporary_files(
+    fasta: Path, no_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Genome.open(fasta, progress=False).n_acgt == 14
+    (folder,) = no_home.iterdir()
+    assert folder.name == f"had-{os.getuid()}"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert codes_file(folder).is_file()
+    assert str(folder) in caplog.text
+    assert "HAD_CACHE" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link", "no place"])
+def test_a_user_without_a_home_takes_no_folder_of_somebody_elses(
+    fasta: Path, no_home: Path, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = no_home / f"had-{os.getuid()}"
+    if what == "open to others":
+        folder.mkdir(mode=0o755)
+    elif what == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        monkeypatch.setattr("tempfile.tempdir", str(fasta))
+    with pytest.raises(UserError, match="set HAD_CACHE to a folder"):
+        Genome.open(fasta, progress=False)
+
+
+@pytest.mark.parametrize("path", ["~/x.fa", "~nosuchuser/x.fa"])
+def test_a_home_that_is_nowhere_is_named(path: str, cache: Path, no_home: Path) -> None:
+    with pytest.raises(UserError, match=f"{path}: ~.* has no home folder"):
+        open_quietly(Path(path), cache)

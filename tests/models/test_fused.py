@@ -194,7 +194,7 @@ def test_strides_make_no_difference(name: str, called: list[str]) -> None:
 class OneThread(TorchDispatchMode):
     """Run each of PyTorch's own operations on one thread: the order of a product's sums may depend on their number."""
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from had.dna.alphabet import N
 from had.dna.fasta import read_fasta
 from had.dna.store import Contig, Layout, cache_folder, lay_out, open_store
 from had.errors import UserError
+from had.files import expand_user
 
 __all__ = ["Contig", "Genome"]
 
@@ -82,7 +82,7 @@ class Genome:
         files = [paths] if isinstance(paths, str | PathLike) else list(paths)
         if not files:
             raise UserError("no genome was named; give at least one FASTA file")
-        resolved = [Path(file).expanduser() for file in files]
+        resolved = [expand_user(file) for file in files]
         layout, codes = open_store(resolved, cache_folder(cache), progress)
         return cls(layout, codes, ", ".join(map(str, files)))
 

@@ -12,8 +12,10 @@ rename, so any number of them may run at once: who comes second uses what stands
 """
 
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
@@ -30,7 +32,9 @@ from numpy.typing import NDArray
 from had.console import progress as progress_of
 from had.dna.fasta import Piece, read_blocks, read_fasta
 from had.errors import RunFault, UserError
-from had.files import atomic_write_text, fsync_file, sha256_of_file
+from had.files import atomic_write_text, expand_user, fsync_file, own_temporary_folder, sha256_of_file
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _ABANDONED_AFTER_S = 2 * 86_400
@@ -104,14 +108,37 @@ def lay_out(pieces: Iterable[Piece], write: Callable[[bytes], object], source: s
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Name the cache folder: the given one, else ``$HAD_CACHE``, else the operating system's own."""
+    """Name the cache folder: the given one, else ``$HAD_CACHE``, else the operating system's own.
+
+    It is made where it is absent, so that only this user may write to it. A user without a home folder has one below
+    the system's folder for temporary files.
+
+    Raises
+    ------
+    had.errors.UserError
+        There is no such folder, and none can be made.
+    """
     if cache is None:
         cache = os.environ.get("HAD_CACHE") or None
-    if cache is None:
-        from platformdirs import user_cache_dir
+    folder = _usual_cache() if cache is None else expand_user(cache)
+    with suppress(OSError):  # whoever writes to it says why it cannot be made
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return folder
 
-        cache = user_cache_dir("had")
-    return Path(cache).expanduser()
+
+@functools.cache
+def _usual_cache() -> Path:
+    from platformdirs import user_cache_dir
+
+    try:
+        return expand_user(user_cache_dir("had"))
+    except (RuntimeError, UserError):
+        try:
+            folder = own_temporary_folder()
+        except UserError as error:
+            raise UserError(f"this user has no home folder, and {error}; set HAD_CACHE to a folder") from error
+        logger.warning("this user has no home folder: the cache is %s; set HAD_CACHE to a folder that stays", folder)
+        return folder
 
 
 def open_store(paths: Sequence[Path], cache: Path, progress: bool) -> tuple[Layout, NDArray[np.uint8]]:

@@ -162,7 +162,7 @@ class CrossAttentionDecoder(nn.Module):
         visible = ~hidden if real is None else ~hidden & real
         start = row.new_zeros(B) if real is None else real.int().argmax(1)
         width, block_row, block_start, block = min(L, self.window), torch.arange(B, device=row.device), start, row
-        if L > width:
+        if width < L:
             length = row.new_full((B,), L) if real is None else real.sum(1)
             step = max(1, width // 2)
             place = position - start[row]

@@ -84,7 +84,7 @@ class HADConfig:
     decoder_heads: int = 4
     """Heads of the reconstruction decoder's cross-attention."""
     training_window: int = 1020
-    """Letters of the windows of pre-training, from ``data.window``; the decoder decodes longer inputs in such blocks."""
+    """Letters of a window of pre-training (``data.window``); longer inputs are decoded in blocks of that length."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes with a ValueError."""
