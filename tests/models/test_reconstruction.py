@@ -240,8 +240,8 @@ def test_a_longer_input_is_decoded_as_each_block_alone(short_trained, length):
     out = short_trained(ids)
     assert torch.equal(out.logits.isnan().all(-1), ~hidden)
     for row, place in hidden.nonzero().tolist():
-        # Of the blocks that begin every half window, the one whose middle half has the letter, or an end's.
-        start = min(max(place // 4 * 4 - 2, 0), length - WINDOW)
+        # Of the blocks that begin every quarter of a window, the one whose middle quarter has the letter, or an end's.
+        start = min(max(place // 2 * 2 - 3, 0), length - WINDOW)
         block = slice(start, start + WINDOW)
         query = torch.tensor([[place - start]])
         features = out.last_hidden_state[row : row + 1, block]

@@ -138,8 +138,8 @@ class CrossAttentionDecoder(nn.Module):
         """Predict hidden letters of inputs of any length, in blocks of the length that training has shown the decoder.
 
         Positions are counted from the block's first letter, and a query attends to the visible letters of its block.
-        Blocks overlap by half, and a letter is predicted in the one whose middle is nearest; at the ends of a row, in
-        its first or last block. A row of at most that length is one block.
+        Blocks begin every quarter of that length, and a letter is predicted in the one whose middle is nearest; at the
+        ends of a row, in its first or last block. A row of at most that length is one block.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ class CrossAttentionDecoder(nn.Module):
         width, block_row, block_start, block = min(L, self.window), torch.arange(B, device=row.device), start, row
         if width < L:
             length = row.new_full((B,), L) if real is None else real.sum(1)
-            step = max(1, width // 2)
+            step = max(1, width // 4)
             place = position - start[row]
             first = (place // step * step - (width - step) // 2).minimum(length[row] - width).clamp_min(0)
             blocks, block = (row * L + first).unique(return_inverse=True)
