@@ -341,6 +341,12 @@ class DistillationObjective:
                 on_device = {**on_device, "features": features, "target": self._target(on_device, features)}
             yield on_device
 
+    def digests(self) -> Mapping[str, str]:
+        """Checksum of the teacher; that of a cache covers its teacher."""
+        if self.teacher is None or isinstance(self.teacher, CachedTeacher):
+            return {}
+        return {"teacher": self.teacher.digest()}
+
     def describe_windows(self, indices: NDArray[np.integer]) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""
         return self.data.describe(indices)

@@ -85,6 +85,9 @@ class Objective(Protocol):
         ``quiet``: show no progress bar.
         """
 
+    def digests(self) -> Mapping[str, str]:
+        """Checksum by name of what is read besides the windows: a resumed run must read the same."""
+
     def describe_windows(self, indices: np.ndarray) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""
 

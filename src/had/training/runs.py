@@ -13,7 +13,7 @@ from had.console import say
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
-from had.training.devices import keep_freed_memory, make_accelerator, set_threads
+from had.training.devices import choose_precision, keep_freed_memory, make_accelerator, set_threads
 from had.training.held_out import as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
 from had.training.plots import plot_losses
@@ -75,7 +75,8 @@ def execute(
     if options.dry_run:
         return 0
     objective = make_objective(data, accelerator)
-    run = _open_run(config, out, options, {"genome": data.genome.digest, **(digests or {})}, accelerator)
+    digests = {"genome": data.genome.digest, **objective.digests(), **(digests or {})}
+    run = _open_run(config, out, options, digests, accelerator)
     try:
         return _train(objective, training, run, accelerator, config.seed, options)
     except OSError as error:
@@ -130,6 +131,7 @@ def _open_run(config: Any, out: Path, options: RunOptions, digests: Mapping[str,
             seed=config.seed,
             threads=torch.get_num_threads(),
             processes=accelerator.num_processes,
+            precision=choose_precision(config.training.precision, accelerator.device),
             # Checked by their content instead: files may move.
             may_differ={"genome", "cache", "verify_cache"},
         )
