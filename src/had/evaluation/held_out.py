@@ -34,12 +34,9 @@ from had.training.distillation import (
     ObjectiveConfig,
     fit_table,
 )
-from had.training.held_out import report
+from had.training.held_out import BLOCK, report
 from had.training.loop import Objective
 from had.training.masked_lm import MaskedLanguageObjective
-
-BLOCK = 100
-"""Consecutive tiles per bootstrap block: 102 kb at 1,020 bp."""
 
 
 def evaluate_held_out(
@@ -71,7 +68,8 @@ def evaluate_held_out(
     seed
         Of masks and resampling.
     block
-        Tiles per bootstrap block, when all tiles are used; with ``max_tiles`` blocks span as much of the genome.
+        Tiles per bootstrap block, when all tiles are used; with ``max_tiles`` blocks span as much of the genome. Few
+        tiles are put into smaller blocks, so that there are at least 20.
     max_tiles
         Use at most this many tiles, evenly spaced over the split; None: all.
     progress

@@ -268,7 +268,7 @@ class DistillationObjective:
         totals: dict[str, float] = {}
         for batch in self._held_out():
             for name, values in self.module.per_window(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
+                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
             for name, count in self.counts(batch).items():
                 totals[name] = totals.get(name, 0.0) + count
         means = {name: sums[name] / max(1.0, totals[name]) for name in sums}

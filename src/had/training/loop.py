@@ -274,7 +274,8 @@ class Trainer:
             return
         start = time.monotonic()
         self.bare.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        # In float32, as the final report and `had evaluate`: one model has one loss.
+        with torch.no_grad():
             metrics = self.objective.validate()
         seconds = time.monotonic() - start
         if metrics:

@@ -14,7 +14,7 @@ from had.errors import RunFault, UserError
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
 from had.training.devices import choose_precision, keep_freed_memory, make_accelerator, set_threads
-from had.training.held_out import as_lines, baseline_records, report
+from had.training.held_out import BLOCK, as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
 from had.training.plots import plot_losses
 from had.training.run_folder import RunFolder
@@ -78,7 +78,9 @@ def execute(
     digests = {"genome": data.genome.digest, **objective.digests(), **(digests or {})}
     run = _open_run(config, out, options, digests, accelerator)
     try:
-        return _train(objective, training, run, accelerator, config.seed, options)
+        # As `had evaluate`: blocks that span as much of the genome, however few of its tiles are validated on.
+        block = -(-BLOCK // data.validation_spacing)
+        return _train(objective, training, run, accelerator, config.seed, options, block)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         raise RunFault(f"{name}{error.strerror or error}. {run.saved_sentence()}") from error
@@ -97,6 +99,7 @@ def _train(
     accelerator: Any,
     seed: int,
     options: RunOptions,
+    block: int,
 ) -> int:
     """Baselines, training, final report and picture."""
     main = accelerator.is_main_process
@@ -112,7 +115,7 @@ def _train(
     if main:
         plot_losses(run.read_metrics(), run.path / "losses.png")
         if step == training.steps and (scores := objective.scores()):
-            result = report(scores)
+            result = report(scores, block)
             atomic_write_text(run.path / "validation.json", json.dumps(result, indent=1) + "\n")
             for line in as_lines(result):
                 say(line)
