@@ -181,5 +181,5 @@ def as_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _in_brackets(bounds: Sequence[float | None], sign: str = "") -> str:
-    mean, *ends = (None if value is None else f"{value:{sign}.4f}" for value in bounds)
-    return f"{mean}" if None in ends else f"{mean} [{', '.join(ends)}]"
+    mean, *ends = (f"{value:{sign}.4f}" for value in bounds if value is not None)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
