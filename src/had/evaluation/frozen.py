@@ -188,7 +188,7 @@ def _probe(
 
 
 def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Comparison]:
-    """Every model against ``reference``, paired over the tasks that both have."""
+    """Every model against ``reference``, paired over the tasks that both have; where there is none it is left out."""
     chosen: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["chosen"] == "1":
@@ -196,6 +196,8 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
     comparisons = []
     for model, scores in chosen.items():
         tasks = sorted(scores.keys() & chosen[reference].keys())
+        if not tasks:
+            continue
         ours, theirs = (np.array([s[task] for task in tasks]) for s in (scores, chosen[reference]))
         interval = bootstrap_difference(ours, theirs)
         comparisons.append(
