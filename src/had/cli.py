@@ -217,10 +217,7 @@ def probe(
     named = {model.partition("=")[0]: model.partition("=")[2] or model for model in models}
     rows = probe_tasks(data, tasks.split(","), named, out, choose_device(device), max_rows)
     for line in compare(rows, next(iter(named))):
-        say(
-            f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} tasks; against {line.reference} "
-            f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}], better on {line.wins}"
-        )
+        say(line.sentence())
 
 
 for command in (finetune, predict, benchmark):

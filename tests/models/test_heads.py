@@ -122,7 +122,7 @@ def test_a_row_of_padding_alone_and_a_config_without_windows_are_no_fault(model,
     del values["windows"]
     assert HADClassifierConfig.from_dict(values).windows == 0
     with pytest.raises(UserError, match="whole number"):
-        HADClassifierConfig.from_dict({**values, "windows": "6"})
+        HADClassifierConfig.from_dict({**values, "windows": 6.5})
 
 
 def test_conjoined_logits_are_the_mean_of_both_strands_and_equal_on_both(model) -> None:

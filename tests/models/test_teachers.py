@@ -287,6 +287,23 @@ def test_a_class_that_cannot_be_made_is_refused(own_module):
         load_teacher(f"{own_module('import no_such_package')}:LetterTeacher")
 
 
+def test_what_is_not_a_class_of_a_teacher_is_never_called(own_module, tmp_path):
+    options = {"command": f"touch {tmp_path / 'ran'}"}
+    with pytest.raises(UserError, match="os has no class system"):
+        load_teacher("os:system", options)
+    with pytest.raises(UserError, match=r"subprocess:Popen needs a method digest\(\)"):
+        load_teacher("subprocess:Popen", {"args": ["touch", str(tmp_path / "ran")]})
+    name = own_module(
+        "class Half:\n"
+        "    def __init__(self, command): open('ran', 'w')\n"
+        "    def digest(self): return 'x'\n"
+        "    def features(self, codes, hidden): ...\n"
+    )
+    with pytest.raises(UserError, match=r"needs a method to\(\)"):
+        load_teacher(f"{name}:Half", options)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_file_in_the_working_directory_does_not_replace_an_installed_module(own_module, tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit")
     with pytest.raises(UserError, match="json has no class Teacher"):

@@ -45,9 +45,17 @@ class Comparison:
     """Mean of the paired differences."""
     low: float
     high: float
-    """95 % bootstrap interval of the difference, over tasks."""
+    """95 % bootstrap interval of the difference, over tasks; NaN where there is one."""
     wins: int
     """Tasks on which ``model`` is better."""
+
+    def sentence(self) -> str:
+        """The comparison in words; one task gives no interval."""
+        interval = f"[{self.low:+.3f}, {self.high:+.3f}]" if self.n_tasks > 1 else "(one task gives no interval)"
+        return (
+            f"{self.model}: mean test MCC {self.mean:.3f} over {self.n_tasks} task(s); against {self.reference} "
+            f"{self.difference:+.3f} {interval}, better on {self.wins}"
+        )
 
 
 def open_model(spec: str, device: torch.device) -> Callable[[Sequence[str]], Layers]:
@@ -180,7 +188,7 @@ def _probe(
 
 
 def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Comparison]:
-    """Every model against ``reference``, paired over the tasks that both have."""
+    """Every model against ``reference``, paired over the tasks that both have; where there is none it is left out."""
     chosen: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["chosen"] == "1":
@@ -188,6 +196,8 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
     comparisons = []
     for model, scores in chosen.items():
         tasks = sorted(scores.keys() & chosen[reference].keys())
+        if not tasks:
+            continue
         ours, theirs = (np.array([s[task] for task in tasks]) for s in (scores, chosen[reference]))
         interval = bootstrap_difference(ours, theirs)
         comparisons.append(

@@ -20,8 +20,17 @@ from torch import Tensor, nn
 from had.dna.alphabet import COMPLEMENT, NUCLEOTIDE_OFFSET
 from had.errors import UserError
 from had.models.prediction import predict
-from had.models.saving import CLASSIFIER_TYPE, WEIGHTS_FILE, find_folder, load_weights, read_config, write_folder
+from had.models.saving import (
+    CLASSIFIER_TYPE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_folder,
+    load_weights,
+    read_config,
+    write_folder,
+)
 from had.models.student import HADConfig, HADModel
+from had.schema import build
 
 TASKS = ("binary", "multiclass", "multilabel", "regression")
 
@@ -78,8 +87,8 @@ class HADClassifierConfig(HeadConfig):
         return {**dataclasses.asdict(self), "student": self.student.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HADClassifierConfig":
-        """Make a config of a dictionary.
+    def from_dict(cls, values: dict[str, Any], where: str = "the model's config") -> "HADClassifierConfig":
+        """Make a config of a dictionary; ``where`` names it in messages.
 
         Raises
         ------
@@ -88,11 +97,8 @@ class HADClassifierConfig(HeadConfig):
         """
         known = {entry.name for entry in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known):
-            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
-        try:
-            return cls(**{**values, "student": HADConfig.from_dict(values.get("student", {}))})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+            raise UserError(f"{where} has unknown names: {', '.join(unknown)}; a newer version wrote it?")
+        return build(cls, {**values, "student": HADConfig.from_dict(values.get("student", {}), where)}, where)
 
 
 @dataclass
@@ -349,7 +355,8 @@ class HADForSequenceClassification(SequenceClassifier):
             Nothing of that name is found, or it is no fine-tuned model.
         """
         folder = find_folder(name, revision)
-        config = HADClassifierConfig.from_dict(read_config(folder, HADClassifierConfig.model_type))
+        found = read_config(folder, HADClassifierConfig.model_type)
+        config = HADClassifierConfig.from_dict(found, str(folder / CONFIG_FILE))
         model = cls(config)
         load_weights(model, folder / WEIGHTS_FILE)
         return model.eval()

@@ -28,6 +28,7 @@ from had.models.padding import Layout, Padding
 from had.models.pieces import cut, has_hooks, in_pieces
 from had.models.saving import (
     CLASSIFIER_TYPE,
+    CONFIG_FILE,
     DECODER_FILE,
     STUDENT_TYPE,
     WEIGHTS_FILE,
@@ -38,6 +39,7 @@ from had.models.saving import (
     upload_folder,
     write_folder,
 )
+from had.schema import build
 
 _FOREIGN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 """What transformers adds to a config.json; nothing here depends on it."""
@@ -115,8 +117,8 @@ class HADConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HADConfig":
-        """Make a config of a dictionary, refusing names it does not know.
+    def from_dict(cls, values: dict[str, Any], where: str = "the model's config") -> "HADConfig":
+        """Make a config of a dictionary, refusing names it does not know; ``where`` names it in messages.
 
         Raises
         ------
@@ -124,14 +126,11 @@ class HADConfig:
             An unknown name, or a value that is not allowed.
         """
         if not isinstance(values, dict):
-            raise UserError(f"the model's config must hold names with values; got {values!r}")
+            raise UserError(f"{where} must hold names with values; got {values!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
-            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
-        try:
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+            raise UserError(f"{where} has unknown names: {', '.join(unknown)}; a newer version wrote it?")
+        return build(cls, {name: value for name, value in values.items() if name in known}, where)
 
 
 @dataclass
@@ -333,6 +332,7 @@ def student_config(folder: Path) -> HADConfig:
     had.errors.UserError
         As `had.models.saving.read_config`.
     """
+    path = str(folder / CONFIG_FILE)
     if model_type_of(folder) == CLASSIFIER_TYPE:
-        return HADConfig.from_dict(read_config(folder, CLASSIFIER_TYPE).get("student", {}))
-    return HADConfig.from_dict(read_config(folder, HADConfig.model_type))
+        return HADConfig.from_dict(read_config(folder, CLASSIFIER_TYPE).get("student", {}), path)
+    return HADConfig.from_dict(read_config(folder, HADConfig.model_type), path)

@@ -78,6 +78,8 @@ class WindowData:
         Held-out windows with their fixed masks, without reverse complement; n may be 0.
     validation_starts : int64 (n,)
         Their global starts.
+    validation_spacing : int
+        Every how many tiles of the split there is one of them.
     """
 
     def __init__(self, genome: Genome, config: DataConfig, seed: int) -> None:
@@ -95,9 +97,10 @@ class WindowData:
             config.starts_seed,
             config.slots or None,
         )
-        starts = tile(acgt_stretches(genome, self.splits.validation), config.window)
-        if config.validation_windows and len(starts) > config.validation_windows:
-            starts = starts[np.linspace(0, len(starts) - 1, config.validation_windows).astype(np.int64)]
+        starts = tiles = tile(acgt_stretches(genome, self.splits.validation), config.window)
+        if config.validation_windows and len(tiles) > config.validation_windows:
+            starts = tiles[np.linspace(0, len(tiles) - 1, config.validation_windows).astype(np.int64)]
+        self.validation_spacing = max(1, len(tiles) // max(1, len(starts)))
         self.validation_starts = starts
         self.validation_codes, self.validation_hidden = self.held_out(starts)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ def native_bf16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
     return False
+
+
+def choose_precision(precision: str, device: torch.device) -> Literal["float32", "bf16"]:
+    """The precision that a recipe's ``auto``, ``float32`` or ``bf16`` means on this device."""
+    return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "float32"
 
 
 def choose_device(device: str) -> torch.device:
@@ -55,13 +60,12 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
     # A process group stays as it is.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     wanted = choose_device(device)
-    bf16 = precision == "bf16" or (precision == "auto" and native_bf16(wanted))
     project = (
         None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     )
     return Accelerator(
         cpu=wanted.type == "cpu",
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if choose_precision(precision, wanted) == "bf16" else "no",
         log_with=trackers or None,
         project_config=project,
     )

@@ -273,7 +273,7 @@ class DistillationObjective:
         totals: dict[str, float] = {}
         for batch in self._held_out():
             for name, values in self.module.per_window(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
+                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
             for name, count in self.counts(batch).items():
                 totals[name] = totals.get(name, 0.0) + count
         means = {name: sums[name] / max(1.0, totals[name]) for name in sums}
@@ -345,6 +345,12 @@ class DistillationObjective:
                 features = features.to(device)
                 on_device = {**on_device, "features": features, "target": self._target(on_device, features)}
             yield on_device
+
+    def digests(self) -> Mapping[str, str]:
+        """Checksum of the teacher; that of a cache covers its teacher."""
+        if self.teacher is None or isinstance(self.teacher, CachedTeacher):
+            return {}
+        return {"teacher": self.teacher.digest()}
 
     def describe_windows(self, indices: NDArray[np.integer]) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""

@@ -25,7 +25,7 @@ from had.models.heads import HADClassifierConfig, HADForSequenceClassification, 
 from had.models.saving import WEIGHTS_FILE, find_folder
 from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
-from had.training.devices import choose_device, keep_freed_memory, memory_faults, native_bf16, set_threads
+from had.training.devices import choose_device, choose_precision, keep_freed_memory, memory_faults, set_threads
 from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
@@ -94,6 +94,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
         resume=options.resume,
         seed=config.seed,
         threads=torch.get_num_threads(),
+        precision=choose_precision(config.training.precision, device),
         # Checked by their content instead: files may move.
         may_differ={"data", "model", "genome"},
     )
@@ -280,8 +281,7 @@ def scores_of_test(
 
 
 def _fit(config: FinetuneConfig, data: FinetuningData, model: Classifier, quiet: bool = True) -> Fit[Classifier]:
-    wanted = config.training.precision
-    bf16 = wanted == "bf16" or (wanted == "auto" and native_bf16(model.device))
+    bf16 = choose_precision(config.training.precision, model.device) == "bf16"
     return Fit(
         model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16, quiet=quiet
     )
