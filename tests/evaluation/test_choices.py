@@ -63,13 +63,14 @@ def columns(rows: Rows) -> tuple[list[str], np.ndarray]:
 def run(
     base: Path, out: Path, *models: str, task: str = TASK, seeds: int = 1, **changes: dict[str, Any]
 ) -> dict[tuple[str, int], Any]:
-    """Predictions of a benchmark, by model and seed."""
+    """Predictions of a benchmark, by model and seed; where some are in ``out``, the others are added."""
     options = BenchmarkOptions(
         str(base / "gue"), [task], models, seeds, model=str(base / "student"), teacher=TEACHER, changes=changes,
         device="cpu", threads=1, quiet=True,
     )  # fmt: skip
     benchmark("gue", out, options)
-    return {(m, s): read_predictions(place_of(out, Unit(task, m, s))) for m in models for s in range(seeds)}
+    names = [word.partition("=")[0] for word in models]
+    return {(name, s): read_predictions(place_of(out, Unit(task, name, s))) for name in names for s in range(seeds)}
 
 
 def test_the_learning_rate_that_learns_is_kept_and_the_penalty_of_kmers_is_chosen_on_dev_rows(
@@ -77,8 +78,9 @@ def test_the_learning_rate_that_learns_is_kept_and_the_penalty_of_kmers_is_chose
 ) -> None:
     monkeypatch.setitem(SUITES, "gue", dataclasses.replace(SUITES["gue"], rates=(STILL, 1e-2, 2 * STILL)))
     training = {"epochs": 4, "batch_size": 16, "ema": 0.5}
-    found = run(base, tmp_path / "run", "scratch", "kmer", seeds=2, training=training)
-    for seed in (0, 1):
+    run(base, tmp_path / "run", "scratch", seeds=2, training=training)
+    found = run(base, tmp_path / "run", "scratch", "kmer", seeds=3, training=training)
+    for seed in (0, 1, 2):
         assert found["scratch", seed].record.facts["lr"] == 1e-2
         assert float(found["scratch", seed].record.row["value"]) > 0.7
     tried = found["scratch", 0].record.facts["lr_validation"]
@@ -141,7 +143,10 @@ def test_a_seed_draws_the_student_and_the_head_and_a_trained_student_keeps_its_w
 
 
 def test_layer_and_penalty_of_a_probe_are_chosen_on_dev_rows(base: Path, tmp_path: Path) -> None:
-    facts = run(base, tmp_path / "run", "probe", task=NOISE)["probe", 0].record.facts
+    found = run(base, tmp_path / "run", "probe", "fresh=probe:untrained", task=NOISE, seeds=2)
+    facts = found["probe", 0].record.facts
+    assert np.array_equal(found["probe", 0].probabilities, found["probe", 1].probabilities)
+    assert not np.allclose(found["fresh", 0].probabilities, found["fresh", 1].probabilities, atol=1e-3)
     texts, y = columns(random_labels(noisy_rows(80, 1), 80))
     dev_texts, dev_y = columns(random_labels(make_rows(30, 101), 30))
     student = HADModel.from_pretrained(base / "student")

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from had.dna.alphabet import NUCLEOTIDE_OFFSET
-from had.models.heads import HADForSequenceClassification
+from had.models.cnn import SHORTEST, CNNConfig, CNNForSequenceClassification
+from had.models.heads import HADForSequenceClassification, SequenceClassifier
 from had.models.student import HADConfig, HADModel
 from had.training.checkpoints import latest_valid
 from had.training.finetuning import build_model, finetune, fit_model
@@ -59,7 +60,7 @@ def write_table(path: Path, texts: list[str], labels: list[object]) -> Path:
     return path
 
 
-def logits_of(model: HADForSequenceClassification, texts: list[str]) -> Tensor:
+def logits_of(model: SequenceClassifier, texts: list[str]) -> Tensor:
     return model(torch.tensor([["ACGT".index(c) + NUCLEOTIDE_OFFSET for c in text] for text in texts])).logits
 
 
@@ -235,7 +236,9 @@ def test_the_order_of_the_rows_follows_from_the_seed(tmp_path: Path) -> None:
             apart.append(max(float((trained.state_dict()[n] - found[n]).abs().max()) for n in found))
         taken.append(int(np.argmin(apart)))
         assert sorted(apart)[0] < 1e-5 < 1e-4 < sorted(apart)[1]
-    assert len(set(taken)) >= 3
+    # Rows go into other batches, and the batches into another order.
+    assert len({way % 3 for way in taken}) >= 2
+    assert {way < 3 for way in taken} == {True, False}
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -267,11 +270,12 @@ def test_rows_are_shown_as_the_recipe_says_and_anew_in_every_epoch(
     assert seen == (set(views[0]), set(views[1]))
 
 
-def test_strands_are_averaged_where_that_is_better_on_dev_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("freeze", [False, True])
+def test_strands_are_averaged_where_that_is_better_on_dev_rows(tmp_path: Path, freeze: bool) -> None:
     texts = random_texts(60, 6)
     palindromes = [text[:12] + turned(text[:12]) for text in texts]
     half = ["a", "b"] * 30
-    config = made(tmp_path / "data", epochs=1, lr=STILL, conjoin="auto")
+    config = made(tmp_path / "data", freeze=freeze, epochs=1, lr=STILL, conjoin="auto")
     for name in ("train", "dev"):
         write_table(tmp_path / f"data/{name}.csv", texts, half)
     model, _ = build_model(config, load_data(tmp_path / "data"), CPU)
@@ -328,3 +332,34 @@ def test_test_rows_that_stand_in_train_are_counted_with_what_was_held_out_of_it(
     result, scores = fit_model(config, data, build_model(config, data, CPU)[0])
     found = result.model.predict([*dev, *new]).argmax(1)
     assert scores["test_not_in_train"]["accuracy"] == pytest.approx(np.mean(found == [0, 1] * 3))
+
+
+def test_batch_statistics_go_with_the_averaged_weights(tmp_path: Path) -> None:
+    texts = random_texts(12, 11, SHORTEST)
+    for name in ("train", "dev"):
+        write_table(tmp_path / f"data/{name}.csv", texts, ["a", "b"] * 6)
+    data = load_data(tmp_path / "data")
+    torch.manual_seed(0)
+    model = CNNForSequenceClassification(CNNConfig("binary", ["a", "b"], length=SHORTEST))
+    plain = copy.deepcopy(model).train()
+    recipe = made(tmp_path, epochs=3, batch_size=12, lr=STILL, ema=0.9).training
+    found = Fit(model, data.train, data.valid, recipe, seed=0).run().model.state_dict()
+    with torch.no_grad():
+        for _ in range(3):
+            logits_of(plain, texts)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_and_test_rows_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", random_texts(60, 13), ["a", "b"] * 30)
+
+    def held(seed: int) -> list[set[bytes]]:
+        data = load_data(path, valid_fraction=0.3, test_fraction=0.3, seed=seed)
+        assert data.test is not None
+        return [{row.tobytes() for row in part.codes} for part in (data.valid, data.test)]
+
+    once, again, other = held(0), held(0), held(1)
+    assert once == again
+    assert once[0] != other[0]
+    assert once[1] != other[1]
