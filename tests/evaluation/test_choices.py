@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from had.baselines.kmer_regression import KmerLogisticRegression
 from had.baselines.logistic import C_GRID, fit_logistic
@@ -15,7 +16,7 @@ from had.evaluation.features import student_layers
 from had.evaluation.protocols import SUITES
 from had.evaluation.resampling import paired_interval
 from had.evaluation.unit_files import Predictions, Unit, place_of, read_predictions
-from had.metrics import mcc
+from had.metrics import accuracy, mcc
 from had.models.student import HADModel
 from had.training.finetuning import build_model
 from had.training.finetuning_config import FinetuneConfig
@@ -95,8 +96,14 @@ def test_the_learning_rate_that_learns_is_kept_and_the_penalty_of_kmers_is_chose
     assert (int(np.argmax(on_dev)), int(np.argmax(on_train))) == (0, 2)
     facts = found["kmer", 0].record.facts
     assert (facts["C"], facts["validation"]) == (0.01, pytest.approx(on_dev[0]))
-    expected = fits[0].probabilities(columns(make_rows(40, 201))[0])
+    # Frequencies, each divided by its largest value in training.
+    features, test_features = (fits[0].features(rows).toarray() for rows in (texts, columns(make_rows(40, 201))[0]))
+    largest = np.where(features.max(0) > 0, features.max(0), 1)
+    plain = LogisticRegression(C=0.01, max_iter=1000).fit(features / largest, y)
+    expected = plain.predict_proba(test_features / largest)
     np.testing.assert_allclose(found["kmer", 0].probabilities, expected, atol=1e-3)
+    by_accuracy = KmerLogisticRegression(grid=(1.0,), metric=accuracy).fit(texts, y, dev_texts, dev_y)
+    assert by_accuracy.fitted.dev_score == accuracy(dev_y, fits[2].predict(dev_texts)) != on_dev[2]
 
 
 def test_each_model_starts_from_its_own_weights_and_seed(base: Path, tmp_path: Path) -> None:

@@ -137,6 +137,9 @@ def test_differences_are_paired() -> None:
     assert difference.low > 0.05
     assert difference.high < 0.15
     assert bootstrap_mean(a).high - bootstrap_mean(a).low > 0.5
+    # Of a normal distribution half lies within 0.674 standard deviations, 95 % within 1.96.
+    half = bootstrap_difference(a, b, confidence=0.5)
+    assert (half.high - half.low) / (difference.high - difference.low) == pytest.approx(0.344, rel=0.1)
 
 
 def test_resampling_is_reproducible_and_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

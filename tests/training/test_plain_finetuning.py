@@ -363,3 +363,16 @@ def test_validation_and_test_rows_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert once == again
     assert once[0] != other[0]
     assert once[1] != other[1]
+
+
+def test_dropout_hides_features_in_training_alone(tmp_path: Path) -> None:
+    data = load_data(write_table(tmp_path / "a.csv", random_texts(20, 14), ["a", "b"] * 10))
+    model, _ = build_model(made(tmp_path, dropout=0.25), data, CPU)
+    torch.nn.init.ones_(model.head.weight)
+    features = torch.ones(2000, 16)
+    whole = model.eval().classify(features)
+    assert torch.equal(whole, torch.full_like(whole, 16))
+    shown = model.train().classify(features)[:, 0] * 0.75
+    # Of 16 features so many are left, as a binomial draw says.
+    assert float(shown.mean()) == pytest.approx(12, abs=0.2)
+    assert float(shown.var()) == pytest.approx(16 * 0.25 * 0.75, rel=0.2)
