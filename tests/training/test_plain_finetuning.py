@@ -372,7 +372,7 @@ def test_dropout_hides_features_in_training_alone(tmp_path: Path) -> None:
     features = torch.ones(2000, 16)
     whole = model.eval().classify(features)
     assert torch.equal(whole, torch.full_like(whole, 16))
-    shown = model.train().classify(features)[:, 0] * 0.75
+    shown = model.train().classify(features)[:, 0].detach() * 0.75
     # Of 16 features so many are left, as a binomial draw says.
     assert float(shown.mean()) == pytest.approx(12, abs=0.2)
     assert float(shown.var()) == pytest.approx(16 * 0.25 * 0.75, rel=0.2)
