@@ -94,6 +94,13 @@ def test_a_seed_of_starts_leaves_order_and_strands_to_the_seed_of_the_run(genome
     assert (one.draw(indices)[1] != other.draw(indices)[1]).any()
 
 
+def test_fewer_slots_are_evenly_spread_over_all(genome: Genome) -> None:
+    sampler = WindowSampler(genome.acgt_runs, 30, seed=11, slots=10)
+    slots = np.sort(sampler.slots_of(np.arange(10)))
+    assert slots[0] == 0
+    assert set(np.diff(np.append(slots, sampler.all_slots))) <= {sampler.all_slots // 10, sampler.all_slots // 10 + 1}
+
+
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
 def test_ranks_together_see_what_one_process_sees(sampler: WindowSampler, n_ranks: int) -> None:
     whole, _ = sampler.draw(np.arange(64))
