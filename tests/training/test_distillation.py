@@ -190,6 +190,16 @@ def test_contextual_target_is_the_feature_minus_its_6mer_mean(teacher) -> None:
     assert torch.allclose(batch["target"], features - table.means[index], atol=1e-6)
 
 
+@pytest.mark.parametrize("target", ["full", "contextual"])
+def test_the_constant_beside_a_contextual_target_is_the_table_that_it_subtracts(teacher, target: str) -> None:
+    windows_of_run = data()
+    config = ObjectiveConfig(w_rec=0, align_target=target, fit_windows=32)
+    table = fit_table(teacher, windows_of_run, config, torch.device("cpu"))
+    made = DistillationModule(HADModel(SMALL), WIDTH, config)
+    baselines = DistillationObjective(made, teacher, table, windows_of_run, {}).scores()["loss_align"].baselines
+    assert (baselines["mean_vector"] == baselines["kmer_table"]).all() == (target == "contextual")
+
+
 @pytest.mark.parametrize(("positions", "view"), [("visible", "masked"), ("masked", "full"), ("all", "full")])
 def test_table_and_target_are_of_the_aligned_training_groups_as_the_teacher_sees_them(
     teacher, positions: str, view: str

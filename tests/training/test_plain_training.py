@@ -337,6 +337,22 @@ def test_a_run_taken_up_at_an_earlier_checkpoint_is_the_uninterrupted_one(
         assert both[0] == both[1]
 
 
+def test_steps_and_windows_without_a_visible_group_align_nothing(
+    material: Material, command: Callable[..., None], tmp_path: Path
+) -> None:
+    # Single letters are hidden: a group of six is visible in one of seven windows of 18 letters.
+    out, options = tmp_path / "run", ("data.mask=nucleotide", "data.window=18", "objective.fit_windows=64")
+    words = ("--teacher", material.teacher, "--steps", "5", *RECIPE, *options)
+    command("pretrain", "laptop", *material.words(out), *words)
+    losses = [record["loss_align"] for record in records(out, "train")]
+    assert 0 in losses
+    assert any(loss > 0 for loss in losses)
+    assert all(math.isfinite(record["loss"]) for record in records(out, "train"))
+    report = json.loads((out / "validation.json").read_text())
+    assert 0 < report["loss_align"]["windows"] < report["loss_rec"]["windows"]
+    assert all(math.isfinite(values[0]) for values in report["loss_align"]["baselines"].values())
+
+
 def test_a_random_teacher_follows_the_seed_of_the_run(
     material: Material, command: Callable[..., None], tmp_path: Path
 ) -> None:
