@@ -58,3 +58,13 @@ def test_held_out_windows_are_evenly_spread_tiles_read_forward(genome: Genome) -
     assert gaps.max() - gaps.min() <= WINDOW
     for window, at in zip(few.validation_codes, few.validation_starts, strict=True):
         assert (window == genome.codes[at : at + WINDOW]).all()
+
+
+def test_runs_of_several_seeds_may_share_the_windows_of_a_few_slots(genome: Genome) -> None:
+    def windows(seed: int, epoch: int, **options) -> set[bytes]:
+        run = data(genome, seed, slots=7, fixed_starts=True, rc_probability=0, **options)
+        return {window.tobytes() for window in run.train(np.arange(7) + 7 * epoch)[0]}
+
+    assert len(windows(1, 0, starts_seed=3)) == 7
+    assert windows(1, 0, starts_seed=3) == windows(1, 1, starts_seed=3) == windows(2, 0, starts_seed=3)
+    assert windows(1, 0) != windows(2, 0)
