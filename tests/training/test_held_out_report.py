@@ -1,6 +1,7 @@
 """Held-out sums of the predictors that need no network, and what a report calls better."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 
 from had.baselines.alignment import KmerTable
 from had.dna import Genome
-from had.training import held_out
+from had.models import HADConfig, HADModel, NucleotideTransformer, NucleotideTransformerConfig
+from had.training import distillation, held_out, masked_lm
 from had.training.data import DataConfig, WindowData
-from had.training.held_out import Scores, alignment_sums, fit_markov, markov_sums, report
+from had.training.held_out import Scores, alignment_sums, baseline_records, fit_markov, markov_sums, report
 
 N = 40
 
@@ -85,3 +87,31 @@ def test_squared_errors_are_those_of_the_aligned_groups(contextual: bool) -> Non
         constant = sum(float((features[row, group] - overall).square().mean()) for group in groups)
         assert sums["kmer_table"][row] == pytest.approx(by_table, rel=1e-5)
         assert sums["mean_vector"][row] == pytest.approx(by_table if contextual else constant, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_teacher_is_compared_by_the_6mer_and_a_student_by_the_letter(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 12_000))
+    windows = WindowData(Genome.from_sequences({"x": letters}), DataConfig(genome=["x"], window=60), 0)
+    n_groups = int(windows.validation_hidden.sum()) // 6
+    shape, method = ((n_groups,), "score_groups") if kind == "teacher" else ((n_groups, 6), "score_bases")
+    scores = {"name": SimpleNamespace(nll=np.ones(shape), correct=np.ones(shape))}
+    for module in (masked_lm, distillation):
+        monkeypatch.setattr(module, "fit_markov", lambda _: SimpleNamespace(**{method: lambda *_: scores}))
+    objective: Any
+    if kind == "teacher":
+        sizes = NucleotideTransformerConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+        )
+        objective = masked_lm.MaskedLanguageObjective(NucleotideTransformer(sizes), windows)
+    else:
+        student = HADModel(HADConfig(hidden_size=16, intermediate_size=24, recurrent_blocks=0, decoder_heads=1))
+        config = distillation.ObjectiveConfig(w_align=0)
+        made = distillation.DistillationModule(student, None, config)
+        objective = distillation.DistillationObjective(made, None, None, windows, {})
+    # One nat for each: the mean is one nat per unit, whatever the unit.
+    (record,) = baseline_records(objective.scores())
+    assert record["name"] == "name"
+    assert [value for key, value in record.items() if key.startswith(("loss", "acc"))] == [1.0, 1.0]
