@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from had.models.prediction import TrainedOn
 from had.models.saving import CARD_FILE, FACTS_FILE, TUNING_FILE
 
 _STATED = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S.*?)\s*\n(?:.*\n)*?---\n")
@@ -21,10 +22,10 @@ def known_of_base(folder: Path) -> dict[str, Any]:
     card = _text(folder / CARD_FILE)
     if stated := _STATED.match(card):
         known["licence"] = stated[1]
-    facts = _json(folder / FACTS_FILE)
+    facts = json_object(folder / FACTS_FILE)
     if facts:
         known["pretraining"] = {key: facts[key] for key in _KNOWN if key in facts}
-    tuned = _json(folder / TUNING_FILE)
+    tuned = json_object(folder / TUNING_FILE)
     if tuned:
         base = tuned.get("base") or {}
         if "pretraining" in base:
@@ -65,6 +66,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         if "test" in facts["scores"]
         else "- There were no test rows.",
         *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
+        f"- {_cut(TrainedOn(**facts['trained_on']))}.",
         *(f"- {said[0].upper()}{said[1:]}." for said in facts["shown"]),
         *(["- Give it sequences cut around the same anchor as the training rows."] if facts["anchored"] else []),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
@@ -105,6 +107,14 @@ def restricting_licence(base: Mapping[str, Any]) -> str:
         if stated and not re.match(r"(apache|mit|bsd|cc0)", stated, re.IGNORECASE):
             return f"{stated} (as the base model's card explains)" if stated == "other" else stated
     return ""
+
+
+def _cut(trained_on: TrainedOn) -> str:
+    """Lengths of the training rows, and what peaks were cut around."""
+    text = f"Training rows have {trained_on.bp}"
+    if trained_on.width is None:
+        return text
+    return f"{text}, cut around the {trained_on.around} of peaks; `had predict` cuts intervals alike"
 
 
 def _base(base: Mapping[str, Any]) -> str:
@@ -156,7 +166,8 @@ def _plain(value: object) -> str:
     return "default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file, an empty one where the file is absent or holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
