@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,13 @@ def say(*parts: object) -> None:
     """Print one message for the person at the terminal, unless quiet was asked for."""
     if not _state["quiet"]:
         _write(" ".join(str(part) for part in parts))
+
+
+def some_of(names: Iterable[object], limit: int = 5) -> str:
+    """Return the first few of many names for a message: ``a, b, c, d, e and 595 more``."""
+    listed = [str(name) for name in names]
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def progress(total: int | None, description: str, unit: str = "it", quiet: bool = False) -> "Progress":

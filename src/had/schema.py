@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from had.console import some_of
 from had.errors import UserError
 from had.yaml_text import FLOAT, INT, parse_yaml
 
@@ -223,7 +224,7 @@ def name_value(value: object) -> str:
     if value is None:
         return "nothing (null)"
     if isinstance(value, Mapping):
-        return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"
+        return f"a section with the keys {some_of(value) or '(none)'}"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return f"{kinds.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
 

@@ -92,6 +92,41 @@ def test_digest_depends_on_names_and_letters_not_on_the_files_form(tmp_path: Pat
     assert len(set(digests.values())) == 4
 
 
+@pytest.mark.parametrize("has_time_of_change", [True, False])
+def test_another_genome_of_the_same_size_and_time_stamp_is_read(
+    fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, has_time_of_change: bool
+) -> None:
+    if not has_time_of_change:
+        real = Path.stat
+
+        def stat(path: Path, **options: bool) -> os.stat_result:
+            status = real(path, **options)
+            return os.stat_result(tuple(status), {"st_mtime_ns": status.st_mtime_ns, "st_ctime_ns": 0})
+
+        monkeypatch.setattr(Path, "stat", stat)
+    for letter in "ACGT":
+        fasta.write_text(f">a\n{letter * 3000}\n")
+        os.utime(fasta, (978_307_200, 978_307_200))
+        assert decode(open_quietly(fasta, cache).codes) == letter * 3000
+
+
+def test_one_other_letter_in_the_middle_of_a_large_file_is_read(fasta: Path, cache: Path) -> None:
+    for letter in "AC":
+        fasta.write_text(f">a\n{'A' * 20_000}{letter}{'A' * 2_000_000}\n")
+        os.utime(fasta, (978_307_200, 978_307_200))
+        assert decode(open_quietly(fasta, cache).codes[20_000:20_001]) == letter
+
+
+def test_a_copy_that_was_restored_is_not_built_again(fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_quietly(fasta, cache)
+    status, data = fasta.stat(), fasta.read_bytes()
+    fasta.unlink()
+    fasta.write_bytes(data)
+    os.utime(fasta, ns=(status.st_atime_ns, status.st_mtime_ns))
+    forbid_reading(monkeypatch)
+    assert len(open_quietly(fasta, cache)) == 17
+
+
 def test_codes_cannot_be_changed_by_accident(fasta: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         open_quietly(fasta, cache).codes[0] = 1
@@ -155,7 +190,7 @@ def test_a_changed_file_of_the_same_size_is_read_again(fasta: Path, cache: Path)
 def test_a_file_is_read_only_after_the_clock_tick_that_wrote_it(fasta: Path) -> None:
     # Else a second change within the tick would leave size and time stamp as they were when it was read.
     os.utime(fasta)
-    _, _, written_ns = store._look(fasta)
+    _, _, written_ns, *_ = store._look(fasta)
     assert time.time_ns() - written_ns >= 0.9 * store._CLOCK_TICK_NS
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.alphabet import N
 from had.dna.fasta import read_fasta
 from had.dna.store import Contig, Layout, cache_folder, lay_out, open_store
@@ -84,7 +85,7 @@ class Genome:
             raise UserError("no genome was named; give at least one FASTA file")
         resolved = [expand_user(file) for file in files]
         layout, codes = open_store(resolved, cache_folder(cache), progress)
-        return cls(layout, codes, ", ".join(map(str, files)))
+        return cls(layout, codes, some_of(files))
 
     @classmethod
     def from_sequences(cls, sequences: Mapping[str, str]) -> "Genome":
@@ -156,9 +157,7 @@ class Genome:
         guesses = [guess for guess in (twin, twins.get(twin), twins.get(name)) if guess in self._by_name]
         guesses = guesses or get_close_matches(name, self._by_name, n=1)
         hint = f"; did you mean {guesses[0]!r}?" if guesses else ""
-        shown = ", ".join(list(self._by_name)[:_NAMES_SHOWN])
-        more = f" and {len(self.contigs) - _NAMES_SHOWN} more" if len(self.contigs) > _NAMES_SHOWN else ""
-        raise UserError(f"{self.source} has no record {name!r}{hint} (it has {shown}{more})")
+        raise UserError(f"{self.source} has no record {name!r}{hint} (it has {some_of(self._by_name, _NAMES_SHOWN)})")
 
     @cached_property
     def acgt_runs(self) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from had.console import some_of
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, fsync_file, fsync_folder, temporary_name
 from had.models.ntv2_published import CONFIG_FILE, WEIGHTS_FILE
@@ -228,14 +229,9 @@ def _compare(path: Path, found: dict[str, Shape], wanted: dict[str, Shape], unus
         "unexpected": [key for key in found if key not in known],
         "of another shape": shapes,
     }
-    texts = [f"{fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
+    texts = [f"{fault}: {some_of(keys)}" for fault, keys in faults.items() if keys]
     if texts:
         raise UserError(f"{path} does not fit its {CONFIG_FILE}; tensors {'; '.join(texts)}.")
-
-
-def _some(items: list[str], limit: int = 5) -> str:
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def write_checkpoint(

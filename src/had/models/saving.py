@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from had.console import some_of
 from had.errors import RunFault, UserError
 from had.files import atomic_write_bytes, atomic_write_text
 from had.hub import hub_errors, reason_of
@@ -149,7 +150,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(
-            f"{path} holds NaN or infinity in {_some(broken)}: the file is damaged, or its training diverged; use "
+            f"{path} holds NaN or infinity in {some_of(broken)}: the file is damaged, or its training diverged; use "
             "another copy, or a model of an earlier checkpoint."
         )
 
@@ -173,26 +174,20 @@ def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     wanted = module.state_dict()
     faults = []
     if missing := [key for key in wanted if key not in found]:
-        faults.append(f"missing: {_some(missing)}")
+        faults.append(f"missing: {some_of(missing)}")
     if unexpected := [key for key in found if key not in wanted]:
-        faults.append(f"unexpected: {_some(unexpected)}")
+        faults.append(f"unexpected: {some_of(unexpected)}")
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in found and found[key].shape != tensor.shape
     ]
     if shapes:
-        faults.append(f"of another shape: {_some(shapes)}")
+        faults.append(f"of another shape: {some_of(shapes)}")
     if faults:
         raise UserError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(faults)}.")
     module.load_state_dict(found)
     check_finite(path, {prefix + key: tensor for key, tensor in module.state_dict().items()})
-
-
-def _some(items: list[str], limit: int = 5) -> str:
-    """List the first few of many."""
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def write_folder(

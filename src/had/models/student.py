@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from had.console import some_of
 from had.errors import UserError
 from had.models.embedding import embed
 from had.models.functional import uses_kernels
@@ -129,7 +130,7 @@ class HADConfig:
             raise UserError(f"{where} must hold names with values; got {values!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
-            raise UserError(f"{where} has unknown names: {', '.join(unknown)}; a newer version wrote it?")
+            raise UserError(f"{where} has unknown names: {some_of(unknown)}; a newer version wrote it?")
         return build(cls, {name: value for name, value in values.items() if name in known}, where)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from had.console import some_of
 from had.dna.alphabet import GROUP
 from had.errors import UserError
 from had.models.ntv2_published import BUNDLED
@@ -95,7 +96,7 @@ def _check_options(spec: str, options: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - {"precision", "tokens_at_once"}):
         of_hub = "" if spec.startswith("random:") else " and revision"
         raise UserError(
-            f"the teacher {spec} has no option {', '.join(unknown)}; it has precision, tokens_at_once{of_hub}."
+            f"the teacher {spec} has no option {some_of(unknown)}; it has precision, tokens_at_once{of_hub}."
         )
     if (precision := options.get("precision", "float32")) not in ("float32", "bf16"):
         raise UserError(f"the teacher's precision must be float32 or bf16; got {precision!r}.")

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 from had.config import to_dict
 from had.console import Progress, in_words, progress, say
-from had.dna.intervals import BED_SUFFIXES, is_bed
+from had.dna.bed import BED_SUFFIXES, is_bed
 from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
+from had.models.prediction import TrainedOn
 from had.models.saving import WEIGHTS_FILE, find_folder
 from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
@@ -124,7 +126,7 @@ def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[Finetuning
     path = Path(config.data)
     if is_bed(path):
         if not config.genome:
-            raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
+            raise UserError(f"{path} holds intervals: pass their reference FASTA with --genome")
         if config.labels or config.split != "auto":
             option = "--labels" if config.labels else "--split"
             raise UserError(f"{option} goes with labelled sequences; {path} holds peaks, which are split by contig")
@@ -194,8 +196,17 @@ def build_model(
     windows = 0
     if not config.freeze:
         windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions, quiet)
+    lengths = data.train.lengths
     heads = HADClassifierConfig(
-        data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config, windows
+        data.task.kind,
+        list(data.task.classes),
+        config.training.dropout,
+        False,
+        mean,
+        scale,
+        student.config,
+        windows,
+        TrainedOn(int(lengths.min()), int(lengths.max()), config.peaks.width, data.anchor),
     )
     # The head's weights follow from the seed alone, not from how many numbers the student's took.
     torch.manual_seed(config.seed + 1)
@@ -328,6 +339,7 @@ def _run(
         "conjoin_validation": result.conjoin_scores,
         "rc_augment": result.rc_augment,
         "windows": model.config.windows,
+        "trained_on": asdict(model.config.trained_on) if model.config.trained_on else None,
         "position_evidence": None if data.positions is None else data.positions._asdict(),
         "strand_evidence": None if result.strands is None else result.strands._asdict(),
         "model": config.model,

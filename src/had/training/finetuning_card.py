@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from had.models.prediction import TrainedOn
 from had.models.saving import CARD_FILE, FACTS_FILE, TUNING_FILE, read_object
 from had.schema import build
 
@@ -99,6 +100,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         if "test" in facts["scores"]
         else "- There were no test rows.",
         *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
+        f"- {_cut(TrainedOn(**facts['trained_on']))}.",
         *(f"- {said[0].upper()}{said[1:]}." for said in facts["shown"]),
         *(["- Give it sequences cut around the same anchor as the training rows."] if facts["anchored"] else []),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
@@ -139,6 +141,14 @@ def restricting_licence(base: Mapping[str, Any]) -> str:
         if stated and not re.match(r"(apache|mit|bsd|cc0)", stated, re.IGNORECASE):
             return f"{stated} (as the base model's card explains)" if stated == "other" else stated
     return ""
+
+
+def _cut(trained_on: TrainedOn) -> str:
+    """Lengths of the training rows, and what peaks were cut around."""
+    text = f"Training rows have {trained_on.bp}"
+    if trained_on.width is None:
+        return text
+    return f"{text}, cut around the {trained_on.around} of peaks; `had predict` cuts intervals alike"
 
 
 def _base(base: Mapping[str, Any]) -> str:
