@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from had.dna.alphabet import NUCLEOTIDE_OFFSET
 from had.models.cnn import SHORTEST, CNNConfig, CNNForSequenceClassification
-from had.models.heads import HADForSequenceClassification, SequenceClassifier
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
 from had.models.student import HADConfig, HADModel
 from had.training.checkpoints import latest_valid
 from had.training.finetuning import build_model, finetune, fit_model
@@ -376,3 +376,11 @@ def test_dropout_hides_features_in_training_alone(tmp_path: Path) -> None:
     # Of 16 features so many are left, as a binomial draw says.
     assert float(shown.mean()) == pytest.approx(12, abs=0.2)
     assert float(shown.var()) == pytest.approx(16 * 0.25 * 0.75, rel=0.2)
+
+
+def test_a_fresh_head_is_as_small_as_the_students_fresh_weights() -> None:
+    torch.manual_seed(0)
+    heads = HADClassifierConfig("multiclass", [str(i) for i in range(200)], student=SMALL)
+    head = HADForSequenceClassification(heads).head
+    assert float(head.weight.detach().std()) == pytest.approx(SMALL.initializer_range, rel=0.05)
+    assert not head.bias.any()
