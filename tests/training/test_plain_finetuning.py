@@ -352,16 +352,21 @@ def test_batch_statistics_go_with_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_validation_and_test_rows_are_drawn_by_the_seed(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "a.csv", random_texts(60, 13), ["a", "b"] * 30)
+    alone = write_table(tmp_path / "train.csv", random_texts(60, 13), ["a", "b"] * 30)
 
-    def held(seed: int) -> list[set[bytes]]:
+    def held(path: Path, seed: int) -> list[set[bytes]]:
         data = load_data(path, valid_fraction=0.3, test_fraction=0.3, seed=seed)
         assert data.test is not None
         return [{row.tobytes() for row in part.codes} for part in (data.valid, data.test)]
 
-    once, again, other = held(0), held(0), held(1)
+    once, again, other = held(alone, 0), held(alone, 0), held(alone, 1)
     assert once == again
     assert once[0] != other[0]
+    assert once[1] != other[1]
+    # With dev rows of the user's own the seed draws the test alone.
+    write_table(tmp_path / "dev.csv", random_texts(6, 15), ["a", "b"] * 3)
+    once, other = held(tmp_path, 0), held(tmp_path, 1)
+    assert once[0] == other[0]
     assert once[1] != other[1]
 
 
