@@ -84,6 +84,8 @@ def test_the_learning_rate_that_learns_is_kept_and_the_penalty_of_kmers_is_chose
     for seed in (0, 1, 2):
         assert found["scratch", seed].record.facts["lr"] == 1e-2
         assert float(found["scratch", seed].record.row["value"]) > 0.7
+    # The first seed chose; those after it, added later or not, try nothing.
+    assert ["lr_validation" in found["scratch", seed].record.facts for seed in range(3)] == [True, False, False]
     tried = found["scratch", 0].record.facts["lr_validation"]
     assert tried["0.01"] == found["scratch", 0].record.facts["validation"] > max(tried["1e-30"], tried["2e-30"])
 

@@ -38,3 +38,13 @@ def test_strands_are_averaged_as_fine_tuning_decided_or_as_the_caller_says(tmp_p
         with out.open(newline="") as file:
             found = [float(row["p_1"]) for row in csv.DictReader(file)]
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_prediction_hides_no_feature_and_leaves_the_models_mode(training: bool) -> None:
+    torch.manual_seed(0)
+    model = HADForSequenceClassification(HADClassifierConfig(dropout=0.5, student=SMALL)).train(training)
+    torch.nn.init.normal_(model.head.weight, std=3)
+    once, again = model.predict(["ACGTACGGT"]), model.predict(["ACGTACGGT"])
+    assert np.array_equal(once, again)
+    assert model.training is model.student.training is training

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from had.dna.alphabet import NUCLEOTIDE_OFFSET
 from had.models.cnn import SHORTEST, CNNConfig, CNNForSequenceClassification
-from had.models.heads import HADForSequenceClassification, SequenceClassifier
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
 from had.models.student import HADConfig, HADModel
 from had.training.checkpoints import latest_valid
 from had.training.finetuning import build_model, finetune, fit_model
@@ -352,16 +352,21 @@ def test_batch_statistics_go_with_the_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_validation_and_test_rows_are_drawn_by_the_seed(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "a.csv", random_texts(60, 13), ["a", "b"] * 30)
+    alone = write_table(tmp_path / "train.csv", random_texts(60, 13), ["a", "b"] * 30)
 
-    def held(seed: int) -> list[set[bytes]]:
+    def held(path: Path, seed: int) -> list[set[bytes]]:
         data = load_data(path, valid_fraction=0.3, test_fraction=0.3, seed=seed)
         assert data.test is not None
         return [{row.tobytes() for row in part.codes} for part in (data.valid, data.test)]
 
-    once, again, other = held(0), held(0), held(1)
+    once, again, other = held(alone, 0), held(alone, 0), held(alone, 1)
     assert once == again
     assert once[0] != other[0]
+    assert once[1] != other[1]
+    # With dev rows of the user's own the seed draws the test alone.
+    write_table(tmp_path / "dev.csv", random_texts(6, 15), ["a", "b"] * 3)
+    once, other = held(tmp_path, 0), held(tmp_path, 1)
+    assert once[0] == other[0]
     assert once[1] != other[1]
 
 
@@ -376,3 +381,11 @@ def test_dropout_hides_features_in_training_alone(tmp_path: Path) -> None:
     # Of 16 features so many are left, as a binomial draw says.
     assert float(shown.mean()) == pytest.approx(12, abs=0.2)
     assert float(shown.var()) == pytest.approx(16 * 0.25 * 0.75, rel=0.2)
+
+
+def test_a_fresh_head_is_as_small_as_the_students_fresh_weights() -> None:
+    torch.manual_seed(0)
+    heads = HADClassifierConfig("multiclass", [str(i) for i in range(200)], student=SMALL)
+    head = HADForSequenceClassification(heads).head
+    assert float(head.weight.detach().std()) == pytest.approx(SMALL.initializer_range, rel=0.05)
+    assert not head.bias.any()
