@@ -104,6 +104,18 @@ def test_counting_in_blocks_and_in_several_calls_changes_nothing(
     assert np.array_equal(MarkovModel().fit(training[:1]).fit(training[1:]).counts, whole)
 
 
+def test_a_stretch_of_six_letters_is_one_6_mer_and_a_shorter_one_none() -> None:
+    codes = np.array([0, 1, 2, 3, 3, 1], dtype=np.uint8)
+    assert MarkovModel(5).fit([codes], both_strands=False).counts.sum() == 1
+    assert MarkovModel(5).fit([codes[:5]], both_strands=False).counts.sum() == 0
+
+
+def test_base_frequencies_are_shares_of_the_letters_counted_with_one_more_of_each() -> None:
+    codes = np.array([0, 0, 0, 0, 0, 1, 1, 1, 3], dtype=np.uint8)
+    # Four letters follow five others.
+    assert MarkovModel(5).fit([codes], both_strands=False).base_frequencies.tolist() == [1 / 8, 4 / 8, 1 / 8, 2 / 8]
+
+
 def test_stretches_with_n_are_refused() -> None:
     with pytest.raises(ValueError, match="split the sequence"):
         MarkovModel().fit([alphabet.encode_bytes(b"ACGTNACGTACGT")])
