@@ -171,7 +171,7 @@ def test_a_model_that_knows_positions_refuses_other_lengths_unless_they_are_take
     run(model, tmp_path / "a.fa", tmp_path / "out.tsv", as_written=True)
     assert [bool(row["reason"]) for row in table(tmp_path / "out.tsv")] == [False, True, False]
     loaded = HADForSequenceClassification.from_pretrained(model)
-    with pytest.raises(UserError, match="sequence 1 has 9 bp, .* of 6 to 8 bp: .* as_written=True"):
+    with pytest.raises(UserError, match=r"sequence 1 has 9 bp, .* of 6 to 8 bp: .* as_written=True"):
         loaded.predict(["ACGTAC", "ACGTACGTA"])
     assert loaded.predict(["ACGTAC", "ACGTACGTA"], as_written=True).shape == (2, 2)
     with pytest.raises(TypeError, match="mapping"):
