@@ -222,19 +222,22 @@ def test_loss_that_is_not_finite_ends_with_1_and_keeps_the_last_checkpoint(
     assert last["step"] == 7
 
 
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(130)"])
-def test_an_interrupt_within_code_run_from_text_ends_with_exit_code_1(tmp_path: Path, raised: str) -> None:
+@pytest.mark.parametrize("ends", ["raise", "return 130"])
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_within_code_run_from_text_ends_with_its_exit_code(
+    tmp_path: Path, ends: str, name: str, expected: int
+) -> None:
     # A process of its own: what Python remembers of such an interrupt counts when `python -m` ends.
     (tmp_path / "interrupted.py").write_text(
         "from had import cli\n"
         "def app(**_):\n"
         "    try:\n"
-        "        exec('raise KeyboardInterrupt')\n"
+        f"        exec('import signal; signal.raise_signal(signal.{name})')\n"
         "    except KeyboardInterrupt:\n"
-        f"        raise {raised}\n"
+        f"        {ends}\n"
         "cli.app = app\n"
         "cli.main()\n"
     )
     ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == expected, ended.stderr
     assert "had: interrupted" in ended.stderr
