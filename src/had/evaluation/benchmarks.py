@@ -192,7 +192,7 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
     specs, commits = [], {}
     for task in tasks:
         own = "{task}" in named
-        repository = named.format(task=task.name) if own else named
+        repository = named.replace("{task}", task.name)
         patterns = [pattern.format(place=place) for pattern in HUB_PATTERNS for place in task.places]
         has = partial(_has, suite, task, own)
         found = fetch(repository, options.revision, None if own else [*patterns, *SHARED_PATTERNS], task.name, has)
