@@ -507,6 +507,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", type=int, help="run the input of this number alone")
     parser.add_argument("--keep", type=Path, help="folder of failing inputs")
     options = parser.parse_args(arguments)
+    # Compiled kernels outlive the run, and are those of the tests.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "numba"))
     numbers = range(10**9 if options.minutes else options.count)
     if options.only is not None:
         numbers = range(options.only, options.only + 1)

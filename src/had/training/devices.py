@@ -17,6 +17,9 @@ from had.errors import RunFault, UserError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
+MAX_THREADS = 1024
+"""More of them are a slip of the finger; OpenMP ends the process where it cannot start so many."""
+
 # What PyTorch says where an allocation fails, or the size is more than 64 bits.
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "storage size calculation overflowed")
 
@@ -121,6 +124,6 @@ def set_threads(threads: int | None) -> None:
     """Use this many CPU threads in every operation; None leaves the caller's setting."""
     if threads is None:
         return
-    if threads < 1:
-        raise UserError(f"--threads must be at least 1; got {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"--threads is from 1 to {MAX_THREADS}; got {threads}")
     torch.set_num_threads(threads)
