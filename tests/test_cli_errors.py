@@ -350,7 +350,7 @@ def test_the_home_folder_is_known_behind_an_option(run: Run, tmp_path: Path, mon
     assert code == 2
     assert "~nosuchuser" in text
     # Not a path: YAML's null.
-    assert "labels" not in run("finetune", "a.csv", "labels=~")[1]
+    assert "nothing (null)" in run("finetune", "a.csv", "labels=~")[1]
 
 
 def test_a_size_that_no_memory_holds(run: Run, tmp_path: Path) -> None:

@@ -121,4 +121,4 @@ def test_codes_that_come_out_of_files_are_shown_escaped(
         advance(1)
     assert "\x1b[2J" not in terminal.getvalue()
     assert r"chr\x1b[2J" in terminal.getvalue()
-    assert "é, 猫, 1 bp" == console.printable("é, 猫, 1 bp")
+    assert console.printable("é, 猫, 1 bp") == "é, 猫, 1 bp"

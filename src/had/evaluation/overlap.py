@@ -122,4 +122,4 @@ def _found_before(path: Path, n_test: int, key: Mapping[str, Any]) -> Overlap | 
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return None
     whole = len(table) == n_test and all(column.dtype == bool for column in flags) and shared.dtype == np.float64
-    return Overlap(*flags, shared) if whole else None
+    return Overlap(flags[0], flags[1], shared) if whole else None
