@@ -5,8 +5,8 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-import math
 import os
+import sys
 import textwrap
 import types
 import typing
@@ -19,6 +19,9 @@ from had.errors import UserError
 from had.yaml_text import FLOAT, INT, parse_yaml
 
 T = TypeVar("T")
+
+LARGEST = 10**18
+"""Whole numbers stay below it: NumPy and PyTorch take 64 bits."""
 
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
@@ -184,17 +187,19 @@ def _scalar(hint: Any, value: Any) -> Any:
             return value.lower() in _TRUE
         raise _Mismatch("true or false")
     if hint is int:
-        if isinstance(value, str) and (INT.match(value) or FLOAT.match(value)):
-            value = float(value) if FLOAT.match(value) else int(value)
+        if _is_number(value):
+            value = parse_yaml(value, value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
+            if abs(value) >= LARGEST:
+                raise _Mismatch("a whole number of at most 18 digits")
             return value
         raise _Mismatch("a whole number")
     if hint is float:
-        if isinstance(value, str) and (INT.match(value) or FLOAT.match(value)):
+        if _is_number(value):
             value = parse_yaml(value, value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
         raise _Mismatch("a finite number")
     if hint is str:
@@ -210,6 +215,11 @@ def _scalar(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and isinstance(value, hint):
         return value
     raise _Mismatch(type_name(hint))
+
+
+def _is_number(value: Any) -> bool:
+    # Python refuses to read a number of thousands of digits.
+    return isinstance(value, str) and len(value) < 400 and bool(INT.match(value) or FLOAT.match(value))
 
 
 def did_you_mean(value: str, choices: Sequence[str]) -> str:

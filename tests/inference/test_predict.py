@@ -442,7 +442,7 @@ def test_a_scheduler_that_ends_prediction_leaves_no_part_of_a_table(tmp_path: Pa
     command = [sys.executable, str(tmp_path / "ended.py"), "predict", str(model), str(tmp_path / "a.fa")]
     options = ["--threads", "1", "--device", "cpu", "--out", str(tmp_path / "out/p.tsv")]
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 143, result.stderr
     assert "had: interrupted" in result.stderr
     assert "part" in result.stdout
     assert not list((tmp_path / "out").iterdir())

@@ -14,6 +14,7 @@ taken from them.
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import zip_longest
@@ -26,6 +27,8 @@ from had.files import atomic_write_text, why_no_folder
 from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
 from had.training.provenance import circumstances, differences, with_later_keys
+
+_log = logging.getLogger(__name__)
 
 ABOUT = "benchmark.json"
 KIND = "had benchmark"
@@ -58,16 +61,13 @@ class BenchmarkFolder:
             return folder
         if not any(not entry.name.startswith(".") for entry in path.iterdir()):
             return folder
-        try:
-            about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            about = None
-        if not isinstance(about, dict) or about.get("kind") != KIND:
+        folder.about = _read_about(path / ABOUT)
+        if not folder.about and not (path / SCORES).is_file():
             raise UserError(f"{path} is not empty and holds no benchmark; use another --out")
-        if about.get("suite") != suite:
-            raise UserError(f"{path} holds scores of {about.get('suite')}; use another --out for {suite}")
-        folder.about = about
         folder.rows = _read_scores(path / SCORES)
+        suites = {folder.about.get("suite", suite), *(row["suite"] for row in folder.rows.values())}
+        if others := sorted(suites - {suite}):
+            raise UserError(f"{path} holds scores of {others[0]}; use another --out for {suite}")
         return folder
 
     @classmethod
@@ -206,6 +206,25 @@ class BenchmarkFolder:
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an older version with the keys of recipes that came since."""
     return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]}
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What earlier invocations noted; empty where the file is not there or damaged: the scores do not depend on it."""
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        texts = [about["suite"]]
+        for one in about["invocations"]:
+            texts += [one[name] for name in ("date", "had", "torch", "platform", "device", "source")]
+            texts += one["command"]
+            _ = one["jobs"], one["threads"], dict(one.get("left_out", {}))
+        if about["kind"] != KIND or not all(isinstance(text, str) for text in texts):
+            raise ValueError("other values than had writes")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        _log.warning("%s is damaged (%s): the history of earlier commands is lost", path, error)
+        return {}
+    return dict(about)
 
 
 def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:

@@ -14,7 +14,7 @@ import torch
 
 from had.config import check_seed
 from had.console import in_words, progress, say
-from had.errors import RunFault, UserError
+from had.errors import Interrupted, RunFault, UserError
 from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.contestants import Contestant, check_settings, fit_configs, parse_models
 from had.evaluation.costs import Costs
@@ -130,7 +130,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
 
         paths = write_report(folder, suite, load, failed, options.quiet)
     except KeyboardInterrupt as stop:
-        raise RunFault(
+        raise Interrupted(
             f"interrupted; the {len(folder.rows)} finished units are in {out}, and the same command goes on from there"
         ) from stop
     finally:
@@ -192,7 +192,7 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
     specs, commits = [], {}
     for task in tasks:
         own = "{task}" in named
-        repository = named.format(task=task.name) if own else named
+        repository = named.replace("{task}", task.name)
         patterns = [pattern.format(place=place) for pattern in HUB_PATTERNS for place in task.places]
         has = partial(_has, suite, task, own)
         found = fetch(repository, options.revision, None if own else [*patterns, *SHARED_PATTERNS], task.name, has)

@@ -8,7 +8,7 @@ import numpy as np
 from had.bootstrap import Interval
 from had.evaluation.pairs import mean_difference
 from had.evaluation.report_tables import TaskTable
-from had.figures import COLOURS, colour, new_figure, png, shape
+from had.figures import COLOURS, as_written, colour, new_figure, png, shape
 
 _PUBLISHED = "0.62"
 _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -17,7 +17,7 @@ _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "ma
 def _plain(axes: Any, labels: Sequence[str]) -> None:
     """Tasks from top to bottom, a light band behind every other one."""
     n = len(labels)
-    axes.set_yticks(range(n), labels, fontsize=9)
+    axes.set_yticks(range(n), [as_written(label) for label in labels], fontsize=9)
     axes.set_ylim(n - 0.5, -0.5)
     for i in range(0, n, 2):
         axes.axhspan(i - 0.5, i + 0.5, color="0.96", zorder=0)
@@ -63,7 +63,8 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour(i), marker=shape(i), markersize=6, label=model) for i, model in enumerate(models)
+        Line2D([], [], color=colour(i), marker=shape(i), markersize=6, label=as_written(model))
+        for i, model in enumerate(models)
     ]
     if any(table.published for table in tables):
         handles.append(Line2D([], [], color=_PUBLISHED, linewidth=1.5, label="published"))
@@ -103,8 +104,8 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
         _plain(axes, labels if number % columns == 0 else [""] * len(labels))
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_xlim(-reach, reach)
-        axes.set_title(f"{reference} − {other}", fontsize=10)
-    figure.supxlabel(f"difference of means over seeds; right of 0: {reference} is better", fontsize=9)
+        axes.set_title(as_written(f"{reference} − {other}"), fontsize=10)
+    figure.supxlabel(f"difference of means over seeds; right of 0: {as_written(reference)} is better", fontsize=9)
     return png(figure)
 
 

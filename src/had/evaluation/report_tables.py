@@ -244,7 +244,9 @@ def _table(
     every = [one for seeds in found.values() for one in seeds.values()]
     overlap = None
     if every:
-        overlap = overlap_of(folder.path, load(task.name), task.name, every[0].record.facts["test_sha256"])
+        overlap = overlap_of(
+            folder.path, load(task.name), task.name, every[0].record.facts["test_sha256"], len(every[0].targets)
+        )
     ours = [_ours(folder, task, model, kinds[model], found[model], overlap) for model in kinds if model in found]
     grade = min((row.grade for row in ours), key=_strictness, default="")
     models_of: dict[str, list[str]] = {}

@@ -59,6 +59,8 @@ class DataConfig:
             raise ValueError(f"data.mask_fraction must lie between 0 and 1; got {self.mask_fraction}")
         if not 0 <= self.rc_probability <= 1:
             raise ValueError(f"data.rc_probability must lie between 0 and 1; got {self.rc_probability}")
+        if self.validation_windows < 0:
+            raise ValueError(f"data.validation_windows must be at least 1, or 0 for all; got {self.validation_windows}")
         if self.slots < 0:
             raise ValueError(f"data.slots must be at least 1, or 0 for all; got {self.slots}")
         if self.starts_seed is not None and not self.fixed_starts:

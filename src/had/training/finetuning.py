@@ -173,7 +173,8 @@ def build_model(
     torch.manual_seed(config.seed)
     digest = {}
     if config.model == SCRATCH:
-        student = HADModel(config.student)
+        with memory_faults("use smaller sizes (student.hidden_size)", UserError):
+            student = HADModel(config.student)
     else:
         folder = find_folder(config.model)
         student = HADModel.from_pretrained(folder)

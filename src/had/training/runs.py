@@ -13,7 +13,7 @@ from had.console import say
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
-from had.training.devices import choose_precision, keep_freed_memory, make_accelerator, set_threads
+from had.training.devices import choose_precision, keep_freed_memory, make_accelerator, memory_faults, set_threads
 from had.training.held_out import BLOCK, as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
 from had.training.plots import plot_losses
@@ -74,7 +74,8 @@ def execute(
         say(_plan(config, accelerator, out))
     if options.dry_run:
         return 0
-    objective = make_objective(data, accelerator)
+    with memory_faults("use smaller sizes (model.hidden_size) or a smaller teacher", UserError):
+        objective = make_objective(data, accelerator)
     digests = {"genome": data.genome.digest, **objective.digests(), **(digests or {})}
     run = _open_run(config, out, options, digests, accelerator)
     try:
