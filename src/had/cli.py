@@ -217,9 +217,12 @@ def probe(
     named = {model.partition("=")[0]: model.partition("=")[2] or model for model in models}
     rows = probe_tasks(data, tasks.split(","), named, out, choose_device(device), max_rows)
     for line in compare(rows, next(iter(named))):
+        interval = (
+            f"[{line.low:+.3f}, {line.high:+.3f}]" if line.n_tasks > 1 else "(one task: no interval can be given)"
+        )
         say(
-            f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} tasks; against {line.reference} "
-            f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}], better on {line.wins}"
+            f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} task(s); against {line.reference} "
+            f"{line.difference:+.3f} {interval}, better on {line.wins}"
         )
 
 

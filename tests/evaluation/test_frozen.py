@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from had.cli import main
 from had.errors import UserError
 from had.evaluation import frozen
 from had.evaluation.frozen import compare, probe_tasks
@@ -80,7 +81,23 @@ def test_models_are_compared_over_the_tasks_both_have() -> None:
     assert (ours.n_tasks, ours.wins) == (2, 2)
     assert ours.mean == pytest.approx(0.35)
     assert ours.difference == pytest.approx(0.2)
-    assert 0.1 - 1e-9 <= ours.low <= ours.difference <= ours.high <= 0.3 + 1e-9
+    # Student's t over tasks: 0.2 ± 12.706 · 0.1.
+    assert (ours.low, ours.high) == pytest.approx((-1.0706, 1.4706), abs=1e-3)
+
+
+def test_one_task_gives_a_difference_without_an_interval(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ["counts=kmers", "again=kmers"]
+    monkeypatch.setattr(
+        "sys.argv", ["had", "probe", *models, "--data", str(suite), "--tasks", "a", "--out", str(tmp_path / "p.csv")]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    text = capsys.readouterr().err
+    assert "against counts +0.000 (one task: no interval can be given), better on 0" in text
+    assert "nan" not in text
 
 
 def test_a_task_without_a_split_and_an_unknown_model_are_told(suite: Path, tmp_path: Path) -> None:
