@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from had.baselines.logistic import fit_logistic
-from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks, t_interval
 from had.errors import UserError
 from had.evaluation.probes import linear_probe, probe_layers
 
@@ -127,6 +127,18 @@ def test_blocks_of_neighbours_that_go_together_widen_the_interval_to_the_truth()
         blocked += low <= 0 <= high
     assert single < 60
     assert blocked >= 86
+
+
+def test_intervals_over_five_units_hold_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(4)
+    intervals = [t_interval(rng.normal(size=5)) for _ in range(2000)]
+    hits = sum(one.low <= 0 <= one.high for one in intervals)
+    # Three standard deviations of a count around 95 %; a bootstrap of five units has 84 %.
+    assert 0.935 <= hits / 2000 <= 0.965
+    assert t_interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, -1.461, 6.128, 3), abs=1e-3)
+    for few in ([], [1.5]):
+        assert np.isnan(t_interval(few)[1:3]).all()
+        assert t_interval(few).n_blocks == len(few)
 
 
 def test_weighted_blocks_give_the_ratio_of_sums() -> None:

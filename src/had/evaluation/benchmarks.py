@@ -31,7 +31,7 @@ from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_recipe import FitConfig, schedule_epochs
 
 HUB = "hub"
-DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "cnn")
+DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "places", "places-boosted", "cnn")
 
 
 @dataclass

@@ -26,8 +26,12 @@ KINDS = {
     "teacher": "a Nucleotide Transformer, fine-tuned (--teacher, or teacher:NAME)",
     "teacher-probe": "a frozen Nucleotide Transformer and a linear probe",
     "kmer": "logistic regression on counts of 4- and 6-mers",
+    "places": "logistic regression on letters at their places",
+    "places-boosted": "gradient boosting on letters at their places",
     "cnn": "Genomic Benchmarks' convolutional network",
 }
+FLOORS = ("scratch", "kmer", "places", "places-boosted", "cnn")
+"""Kinds that a report misses where they were not run."""
 FITTED = ("had", "scratch", "teacher", "cnn")
 """Kinds that are trained by gradient descent, with a learning rate to choose."""
 UNTRAINED = "untrained"
@@ -86,7 +90,7 @@ def parse_models(words: Sequence[str], model: str, teacher: str) -> list[Contest
         if match is None or match["kind"] not in KINDS:
             raise UserError(f"--models: {word!r} is none of {', '.join(KINDS)}, and not NAME=KIND or NAME=KIND:FOLDER")
         kind, source = match["kind"], match["source"] or ""
-        if source and kind in ("kmer", "cnn", "scratch"):
+        if source and kind in FLOORS:
             raise UserError(f"--models: {kind} takes no source; got {word!r}")
         name = match["name"] or kind
         if any(other.name == name for other in found):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from had.baselines.kmer_regression import KmerLogisticRegression
-from had.bootstrap import bootstrap_difference
+from had.bootstrap import t_interval
 from had.config import check_seed
 from had.console import progress, say
 from had.dna.labelled import LabelledSequences, read_splits
@@ -45,7 +45,7 @@ class Comparison:
     """Mean of the paired differences."""
     low: float
     high: float
-    """95 % bootstrap interval of the difference, over tasks; NaN where there is one."""
+    """95 % t interval of the difference over tasks; NaN with one task, from which none can be given."""
     wins: int
     """Tasks on which ``model`` is better."""
 
@@ -199,7 +199,7 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
         if not tasks:
             continue
         ours, theirs = (np.array([s[task] for task in tasks]) for s in (scores, chosen[reference]))
-        interval = bootstrap_difference(ours, theirs)
+        interval = t_interval(ours - theirs)
         comparisons.append(
             Comparison(
                 model,

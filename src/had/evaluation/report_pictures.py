@@ -7,7 +7,7 @@ import numpy as np
 
 from had.bootstrap import Interval
 from had.evaluation.pairs import mean_difference
-from had.evaluation.report_tables import TaskTable
+from had.evaluation.report_tables import ARTEFACT, TaskTable
 from had.figures import COLOURS, as_written, colour, new_figure, png, shape
 
 _PUBLISHED = "0.62"
@@ -57,7 +57,7 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
                     fontsize=9,
                     zorder=6,
                 )
-    _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
+    _plain(axes, [table.title for table in tables])
     names = {_TITLE[table.metric] for table in tables}
     axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")
     from matplotlib.lines import Line2D
@@ -74,12 +74,12 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
 
 
 def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | None:
-    """A model minus others, task by task, with 95 % intervals over test rows, as PNG; None without any.
+    """A model minus others, task by task, with 95 % intervals over test rows and seeds, as PNG; None without any.
 
     Tasks that the model does not have are left out.
     """
     of_task = {
-        table.task.name: found
+        f"{table.task.name} {ARTEFACT}" if table.task.artefact else table.task.name: found
         for table in tables
         if (found := {one.other: one for one in table.differences if one.reference == reference})
     }
