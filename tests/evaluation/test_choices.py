@@ -155,7 +155,8 @@ def test_layer_and_penalty_of_a_probe_are_chosen_on_dev_rows(base: Path, tmp_pat
     found = run(base, tmp_path / "run", "probe", "fresh=probe:untrained", task=NOISE, seeds=2)
     facts = found["probe", 0].record.facts
     assert np.array_equal(found["probe", 0].probabilities, found["probe", 1].probabilities)
-    assert not np.allclose(found["fresh", 0].probabilities, found["fresh", 1].probabilities, atol=1e-3)
+    # The same student would give the same numbers to the last bit.
+    assert np.abs(found["fresh", 0].probabilities - found["fresh", 1].probabilities).max() > 1e-5
     texts, y = columns(random_labels(noisy_rows(80, 1), 80))
     dev_texts, dev_y = columns(random_labels(make_rows(30, 101), 30))
     student = HADModel.from_pretrained(base / "student")
