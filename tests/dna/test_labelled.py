@@ -216,6 +216,19 @@ def test_the_words_of_excel_and_pandas_for_missing_are_no_classes(tmp_path: Path
     assert (len(rows), len(dropped)) == (1, 3)
 
 
+@pytest.mark.parametrize("word", [b"ACGTTGCA", b"sequence"])
+def test_parquet_with_text_that_is_not_utf8_is_refused(tmp_path: Path, word: bytes) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    table = pa.table({"sequence": ["ACGTTGCA"], "label": [1]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(word, b"\xff" * 8))
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_labelled(path)
+
+
 def test_a_missing_label_in_a_list_of_parquet_is_missing(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet

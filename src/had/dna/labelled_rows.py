@@ -220,7 +220,7 @@ def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool)
                     for place, value in zip(wanted, row, strict=True):
                         fields[place] = _as_text(value)
                     yield columns.record(fields, number, number)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: cannot be read as Parquet ({reason}); write the file again") from error
 

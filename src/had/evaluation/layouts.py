@@ -188,7 +188,7 @@ def _has_task_column(path: Path) -> bool:
 
     try:
         return "task" in parquet.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); copy it again") from error
 
 
