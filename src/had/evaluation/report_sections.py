@@ -135,7 +135,7 @@ def paired(tables: Sequence[TaskTable], pictures: Sequence[Picture]) -> list[Blo
         "The model named first minus another: both models' predictions on the same test rows, averaged over their "
         "seeds, with 95 % intervals of 1,000 resamples of the test rows and of each model's seeds. Of a mean over "
         f"tasks, those marked {ARTEFACT} left out, the interval is Student's t over tasks. Where an interval holds 0 "
-        "the two are not told apart. Another pre-training is not in it, and of a single seed only the rows are resampled."
+        "the two are not told apart. Another pre-training is not in it; of a single seed only rows are resampled."
     )
     made = [
         _differences(reference, [(table, one) for table, one in every if one.reference == reference])
