@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from had.errors import RunFault, UserError
-from had.evaluation.unit_files import COLUMNS, SCORES, Record, Unit, place_of, read_record, task_folder
+from had.evaluation.unit_files import (
+    COLUMNS,
+    PREDICTIONS,
+    SCORES,
+    Record,
+    Unit,
+    place_of,
+    read_predictions,
+    read_record,
+    task_folder,
+)
 from had.files import atomic_write_text, why_no_folder
 from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
@@ -82,6 +92,8 @@ class BenchmarkFolder:
             If the disk refused.
         """
         folder = cls.look(path, suite)
+        if not folder.about and (path / ABOUT).exists():
+            _log.warning("%s is damaged: the history of earlier commands is lost", path / ABOUT)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -164,6 +176,17 @@ class BenchmarkFolder:
                     "says how it was made, is gone; put it back, remove the row, or use another name (NAME=KIND)"
                 )
 
+    def check_whole(self) -> None:
+        """Refuse damaged predictions before anything is computed or written, as the report reads them all.
+
+        Raises
+        ------
+        UserError
+            If a file of predictions is damaged.
+        """
+        for path in sorted((self.path / PREDICTIONS).glob("*/*/seed-*.parquet")):
+            read_predictions(path)
+
     def check_test(self, task: str, digest: Callable[[], str]) -> None:
         """Refuse to add to scores of a task that were made on other test rows.
 
@@ -210,8 +233,6 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_about(path: Path) -> dict[str, Any]:
     """What earlier invocations noted; empty where the file is not there or damaged: the scores do not depend on it."""
-    if not path.exists():
-        return {}
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         texts = [about["suite"]]
@@ -221,8 +242,7 @@ def _read_about(path: Path) -> dict[str, Any]:
             _ = one["jobs"], one["threads"], dict(one.get("left_out", {}))
         if about["kind"] != KIND or not all(isinstance(text, str) for text in texts):
             raise ValueError("other values than had writes")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        _log.warning("%s is damaged (%s): the history of earlier commands is lost", path, error)
+    except (OSError, KeyError, TypeError, ValueError):
         return {}
     return dict(about)
 

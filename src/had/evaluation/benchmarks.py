@@ -106,6 +106,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     specs, origin, left_out = _specs(suite, options)
     shelf = Shelf()
     look = BenchmarkFolder.look(out, suite.name)
+    look.check_whole()
     planned, there = _plan(look, specs, contestants, seeds, options, shelf, device)
     for line in _describe(suite, specs, contestants, seeds, planned, there, origin, options, shelf):
         say(line)

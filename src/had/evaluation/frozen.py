@@ -218,7 +218,7 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         rows = list(reader) if tuple(reader.fieldnames or ()) == FIELDS else [{}]
     if any(None in row.values() or row.keys() != set(FIELDS) for row in rows):
