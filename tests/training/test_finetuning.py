@@ -570,7 +570,7 @@ def test_what_is_said_of_the_data_lets_mistakes_be_seen(tmp_path: Path) -> None:
 def test_labels_that_are_names_of_rows_are_told_from_too_few_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     (tmp_path / "a.fa").write_text("".join(f">P{i}|GENE_{i}\n{sequence(rng, 0.5)}\n" for i in range(30)))
-    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .* in FASTA >name\|label"):
+    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .*in FASTA >name\|label"):
         load_data(tmp_path / "a.fa")
     rows = [f"{row},{'train' if i else ''}" for i, row in enumerate(two_classes(9))]
     with pytest.raises(UserError, match="line 2: the split of this row is empty; it is none of train, dev, test"):
