@@ -205,16 +205,13 @@ def test_a_model_of_an_earlier_version_warns_with_figures(
     assert "Warning" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("values", [{}, {"shortest": 9, "longest": 3}, {"shortest": 1, "longest": "3"}, [1], "x"])
+@pytest.mark.parametrize("values", [{}, {"shortest": 9, "longest": 3}, {"shortest": 1, "longest": "long"}, [1], "x"])
 def test_a_damaged_account_of_training_is_named(tmp_path: Path, values: object) -> None:
     model = make_model(tmp_path, trained_on=TrainedOn(6, 8))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "trained_on": values}))
-    if values:
-        with pytest.raises(UserError, match="the model's config has a value that is not allowed"):
-            HADForSequenceClassification.from_pretrained(model)
-    else:
-        assert HADForSequenceClassification.from_pretrained(model).config.trained_on is None
+    with pytest.raises(UserError, match=r"config\.json: .*trained_on"):
+        HADForSequenceClassification.from_pretrained(model)
 
 
 def test_equal_runs_give_equal_gzip_files_without_name_and_time(tmp_path: Path) -> None:
