@@ -164,7 +164,9 @@ def test_scores_without_test_rows_that_stand_in_train(tmp_path: Path) -> None:
     options = BenchmarkOptions(str(tmp_path / "gue"), ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
     benchmark("gue", tmp_path / "run", options)
     folder = BenchmarkFolder.look(tmp_path / "run", "gue")
-    overlap = overlap_of(folder.path, None, "mouse/3", folder.records_of("mouse/3", "kmer")[0].facts["test_sha256"])
+    digest = folder.records_of("mouse/3", "kmer")[0].facts["test_sha256"]
+    assert overlap_of(folder.path, None, "mouse/3", digest, 23) is None
+    overlap = overlap_of(folder.path, None, "mouse/3", digest, 24)
     assert overlap is not None
     assert np.flatnonzero(overlap.exact).tolist() == [22]
     assert np.flatnonzero(overlap.reverse_complement).tolist() == [23]
@@ -179,7 +181,7 @@ def test_scores_without_test_rows_that_stand_in_train(tmp_path: Path) -> None:
     assert "\n| mouse/3 ≠ | mcc | 24 |" in text
     assert "2 same, 0 near, of 24" in text
     # Another test file is another question.
-    assert overlap_of(folder.path, None, "mouse/3", "another") is None
+    assert overlap_of(folder.path, None, "mouse/3", "another", 24) is None
 
 
 def test_paired_intervals_agree_with_scikit_learn_and_tell_models_apart() -> None:

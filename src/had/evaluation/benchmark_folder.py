@@ -92,7 +92,7 @@ class BenchmarkFolder:
             If the disk refused.
         """
         folder = cls.look(path, suite)
-        if not folder.about and (path / ABOUT).exists():
+        if not folder.about.get("invocations") and (path / ABOUT).exists():
             _log.warning("%s is damaged: the history of earlier commands is lost", path / ABOUT)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -232,19 +232,23 @@ def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """What earlier invocations noted; empty where the file is not there or damaged: the scores do not depend on it."""
+    """Kind, suite and earlier invocations; what of it is absent or damaged is left out, as no score depends on it."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        texts = [about["suite"]]
-        for one in about["invocations"]:
-            texts += [one[name] for name in ("date", "had", "torch", "platform", "device", "source")]
-            texts += one["command"]
-            _ = one["jobs"], one["threads"], dict(one.get("left_out", {}))
-        if about["kind"] != KIND or not all(isinstance(text, str) for text in texts):
-            raise ValueError("other values than had writes")
+        if about["kind"] != KIND or not isinstance(about["suite"], str):
+            return {}
     except (OSError, KeyError, TypeError, ValueError):
         return {}
-    return dict(about)
+    try:
+        texts = []
+        for one in about["invocations"]:
+            texts += [one[name] for name in ("date", "had", "torch", "platform", "device", "source")] + one["command"]
+            _ = one["jobs"], one["threads"], dict(one.get("left_out", {}))
+        if all(isinstance(text, str) for text in texts):
+            return dict(about)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return {**about, "invocations": []}
 
 
 def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:

@@ -147,8 +147,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: is no readable file of a benchmark ({str(error).strip()}); remove it, and its row of "
-            f"{SCORES}, to compute it again"
+            f"{path}: is no readable file of a benchmark ({str(error).strip()}); remove it, and its row of {SCORES}, "
+            "to compute it again"
         ) from error
 
 
