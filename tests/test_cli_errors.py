@@ -232,6 +232,7 @@ def test_a_signal_within_code_run_from_text_ends_with_its_exit_code(
 ) -> None:
     # A process of its own: what Python remembers of such an interrupt counts when `python -m` ends.
     (tmp_path / "interrupted.py").write_text(
+        "import had.console\n"
         "from had import cli\n"
         "def app(**_):\n"
         "    try:\n"
