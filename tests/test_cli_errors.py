@@ -238,6 +238,7 @@ def test_a_signal_within_code_run_from_text_ends_with_its_exit_code(
     # A process of its own: what Python remembers of such an interrupt counts when `python -m` ends.
     (tmp_path / "interrupted.py").write_text(
         "import signal\n"
+        "import had.console\n"
         "from had import cli\n"
         # A shell starts background jobs with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

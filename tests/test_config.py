@@ -177,7 +177,7 @@ texts = st.text(max_size=12) | st.sampled_from(["1e-3", "no", "null", "~", "", "
         precision=st.sampled_from(["auto", "float32", "bf16"]),
         flip=st.booleans(),
         contigs=st.none() | st.lists(texts, max_size=3),
-        layer=st.integers() | st.just("all"),
+        layer=st.integers(1 - 10**18, 10**18 - 1) | st.just("all"),
         weights=st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=3),
         optimizer=st.builds(
             OptimizerOptions,

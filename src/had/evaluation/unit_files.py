@@ -146,8 +146,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: is no readable file of a benchmark ({str(error).strip()}); remove it, and its row of {SCORES}, "
+            f"{path}: is no readable file of a benchmark ({reason}); remove it, and its row of {SCORES}, "
             "to compute it again"
         ) from error
 
