@@ -1,4 +1,5 @@
-# The two commands of the README, each of which makes its own environment: make demo, make test.
+# The two commands of the README, each of which makes its own environment: make demo, make test. `make test-cpus` runs the
+# numerical tests as on other processors.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,13 +7,16 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test test-cpus lint wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/had demo --out runs/demo
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
+
+test-cpus: $(VENV)/.installed-dev
+	$(BIN)/python scripts/test_cpus.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from had.bootstrap import bootstrap_mean
+from had.bootstrap import t_interval
 from had.console import progress, setup_logging
 from had.errors import UserError
 from had.evaluation.contestants import parse_models
@@ -103,7 +103,7 @@ def main() -> int:
         return 2
     tasks = sorted({row["task"] for row in rows})
     means = [np.mean([float(row["difference"]) for row in rows if row["task"] == task]) for task in tasks]
-    interval = bootstrap_mean(np.array(means))
+    interval = t_interval(means)
     print(
         f"chosen minus last, mean over {len(tasks)} tasks: {interval.mean:+.4f} "
         f"[{interval.low:+.4f}, {interval.high:+.4f}]"

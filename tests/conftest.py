@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 # Read when PyTorch is loaded: numbers, and their last bits, must not depend on how many cores there are.
+# `make test-cpus` sets another number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 from had import console
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Compiled kernels outlive a session of tests, and commands that tests start find them, too.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "numba"))
 if find_spec("triton") is not None and not torch.cuda.is_available():

@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 
-from had.baselines import HiddenGroupBaselines, KmerLogisticRegression, KmerTable, MarkovModel, MeanVector
+from had.baselines import (
+    HiddenGroupBaselines,
+    KmerLogisticRegression,
+    KmerTable,
+    MarkovModel,
+    MeanVector,
+    PlacesBoosting,
+    PlacesLogisticRegression,
+)
 from had.baselines import markov as markov_module
 from had.baselines.evidence import position_evidence, strand_evidence
 from had.dna import alphabet
@@ -102,6 +111,18 @@ def test_counting_in_blocks_and_in_several_calls_changes_nothing(
     monkeypatch.setattr(markov_module, "_BLOCK", 37)
     assert np.array_equal(MarkovModel().fit(iter(training)).counts, whole)
     assert np.array_equal(MarkovModel().fit(training[:1]).fit(training[1:]).counts, whole)
+
+
+def test_a_stretch_of_six_letters_is_one_6_mer_and_a_shorter_one_none() -> None:
+    codes = np.array([0, 1, 2, 3, 3, 1], dtype=np.uint8)
+    assert MarkovModel(5).fit([codes], both_strands=False).counts.sum() == 1
+    assert MarkovModel(5).fit([codes[:5]], both_strands=False).counts.sum() == 0
+
+
+def test_base_frequencies_are_shares_of_the_letters_counted_with_one_more_of_each() -> None:
+    codes = np.array([0, 0, 0, 0, 0, 1, 1, 1, 3], dtype=np.uint8)
+    # Four letters follow five others.
+    assert MarkovModel(5).fit([codes], both_strands=False).base_frequencies.tolist() == [1 / 8, 4 / 8, 1 / 8, 2 / 8]
 
 
 def test_stretches_with_n_are_refused() -> None:
@@ -441,3 +462,61 @@ def test_copies_of_every_row_do_not_sharpen_what_is_there() -> None:
     assert often is not None
     # As many standard errors, about; four times the rows would give twice as many.
     assert often.z < 1.5 * once.z
+
+
+def places_rows(n: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Sequences of 18 to 24 letters whose label the sixth letter says, in one row of eight falsely."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 4, (n, 24))
+    rows = ["".join("ACGT"[c] for c in row[: rng.integers(18, 25)]) for row in codes]
+    strong = (codes[:, 5] == 1) | (codes[:, 5] == 2)
+    return rows, np.where(rng.random(n) < 1 / 8, ~strong, strong).astype(np.int64)
+
+
+def test_places_find_a_letter_that_k_mers_cannot() -> None:
+    train, dev, test = (places_rows(n, i) for i, n in enumerate((600, 300, 1000)))
+    for model in (PlacesLogisticRegression(), PlacesBoosting(most_trees=40)):
+        model.fit(*train, *dev)
+        # The best possible is 1 - 2/8; three standard deviations of a correlation of 1,000 rows are .095.
+        assert mcc(test[1], model.probabilities(test[0]).argmax(1)) > 0.65
+    kmers = KmerLogisticRegression().fit(*train, *dev)
+    assert mcc(test[1], kmers.predict(test[0])) < 0.4
+
+
+def test_places_are_cut_or_missing_beyond_the_width_of_the_training_rows() -> None:
+    rows, labels = places_rows(200, 0)
+    for model in (PlacesLogisticRegression(), PlacesBoosting(most_trees=20)):
+        model.fit(rows, labels, rows, labels)
+        assert model.width == 24
+        whole = model.probabilities(rows)
+        assert np.array_equal(model.probabilities([row.lower().ljust(24, "N") + "ACGT" for row in rows]), whole)
+        assert np.isfinite(model.probabilities(["", "A"])).all()
+        with pytest.raises(UserError, match="sequence 2 holds a character that is not a nucleotide letter"):
+            model.probabilities(["ACGT", "AC!T"])
+        with pytest.raises(UserError, match="two classes"):
+            type(model)().fit(rows, np.zeros(200, dtype=int), rows, labels)
+        with pytest.raises(UserError, match="development rows"):
+            type(model)().fit(rows, labels, [], [])
+
+
+def test_the_trees_are_chosen_on_development_rows() -> None:
+    train, dev = (
+        (rows, np.array([sum(letter in "CG" for letter in row[:10]) > 5 for row in rows], dtype=np.int64))
+        for rows, _ in (places_rows(150, 0), places_rows(150, 1))
+    )
+    model = PlacesBoosting(leaves=(3, 6), most_trees=6).fit(*train, *dev)
+    codes, dev_codes = (
+        np.array([["ACGT".find(letter) for letter in row.ljust(24, "N")] for row in rows]) for rows, _ in (train, dev)
+    )
+    scores = {}
+    for leaves in (3, 6):
+        for trees in range(1, 7):
+            plain = HistGradientBoostingClassifier(
+                max_iter=trees, max_leaf_nodes=leaves, early_stopping=False, categorical_features=range(24)
+            )
+            # scikit-learn takes a negative category for a missing value.
+            plain.fit(codes, train[1])
+            scores[leaves, trees] = mcc(dev[1], plain.predict(dev_codes))
+    assert len(set(scores.values())) > 3
+    assert (model.chosen_leaves, model.chosen_trees) == max(scores, key=lambda key: (scores[key], -key[0], -key[1]))
+    assert model.dev_score == max(scores.values()) == mcc(dev[1], model.probabilities(dev[0]).argmax(1))

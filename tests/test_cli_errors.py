@@ -1,6 +1,8 @@
 """Wrong input: one sentence that names the culprit, exit code 2, no traceback, nothing left behind."""
 
+import errno
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -49,6 +51,11 @@ def check_refused(result: tuple[int, str], out: Path, *mentioned: str) -> None:
     for word in mentioned:
         assert word in message, message
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_home_of_nobodys_is_named(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    check_refused(pretrain(run, Path("~nosuchuser/g.fa"), out), out, "~nosuchuser/g.fa", "home folder")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,7 @@ def test_unusable_bed(run: Run, genome: Path, tmp_path: Path, rows: str, mention
     [
         ("data.window=100", ["6", "100"]),
         ("data.window=0", ["6"]),
+        ("data.validation_windows=-1", ["validation_windows", "-1"]),
         ("data.windw=60", ["data.windw", "window"]),
         ("trainin.steps=3", ["trainin", "training"]),
         ("training.optimizer.lrr=3", ["lrr", "lr"]),
@@ -222,19 +230,153 @@ def test_loss_that_is_not_finite_ends_with_1_and_keeps_the_last_checkpoint(
     assert last["step"] == 7
 
 
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(130)"])
-def test_an_interrupt_within_code_run_from_text_ends_with_exit_code_1(tmp_path: Path, raised: str) -> None:
+@pytest.mark.parametrize("ends", ["raise", "return 130"])
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_within_code_run_from_text_ends_with_its_exit_code(
+    tmp_path: Path, ends: str, name: str, expected: int
+) -> None:
     # A process of its own: what Python remembers of such an interrupt counts when `python -m` ends.
     (tmp_path / "interrupted.py").write_text(
+        "import signal\n"
+        "import had.console\n"
         "from had import cli\n"
+        # A shell starts background jobs with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def app(**_):\n"
         "    try:\n"
-        "        exec('raise KeyboardInterrupt')\n"
+        f"        exec('import signal; signal.raise_signal(signal.{name})')\n"
         "    except KeyboardInterrupt:\n"
-        f"        raise {raised}\n"
+        f"        {ends}\n"
         "cli.app = app\n"
         "cli.main()\n"
     )
     ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == expected, ended.stderr
     assert "had: interrupted" in ended.stderr
+
+
+LONG = "long" * 100
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("finetune", LONG),
+        ("finetune", "a.csv", "--model", LONG),
+        ("finetune", "a.csv", "--recipe", LONG),
+        ("finetune", "a.csv", "--resume", LONG),
+        ("finetune", "a.csv", f"peaks.test_contigs=[{LONG}]"),
+        ("predict", LONG, "a.csv"),
+        ("predict", "student", LONG),
+        ("pretrain", LONG),
+        ("benchmark", "gue", "--data", LONG),
+        ("benchmark", "gue", "--data", ".", "--tasks", LONG),
+        ("teacher", "verify", LONG),
+    ],
+    ids=" ".join,
+)
+def test_a_word_longer_than_a_file_name_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n")
+    out = () if words[0] == "teacher" else ("--out", tmp_path / "out")
+    check_refused(run(*words, *out), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_an_output_with_a_long_name_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n")
+    assert run("finetune", tmp_path / "a.csv", "--out", tmp_path / LONG)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "locked/a.csv"), 2, "locked/a.csv cannot be read (Perm"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 1, "a.csv: No space left"),
+        (ValueError("of its own \x1b[31m\u202e"), 1, r"unexpected ValueError: of its own \x1b[31m\u202e"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_sentence_and_a_traceback_on_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: int, sentence: str
+) -> None:
+    def app(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("had.cli.app", app)
+    code, text = run("finetune")
+    assert code == expected
+    assert text.startswith(f"had: {sentence}")
+    assert text.count("\n") == 1
+    assert ("HAD_DEBUG=1" in text) == (expected == 1)
+    monkeypatch.setenv("HAD_DEBUG", "1")
+    code, text = run("finetune")
+    assert code == expected
+    assert text.startswith("Traceback")
+    assert f"had: {sentence}" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("words", [("predict", "nowhere", "a.csv", "--out", "b.tsv"), ("--nonsense",)])
+def test_wrong_input_has_its_exit_code_where_nobody_listens(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for listener in (None, Full()):
+        monkeypatch.setattr(sys, "stderr", listener)
+        assert run(*words)[0] == 2
+
+
+def test_help_has_letters_that_the_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", ["had", "pretrain", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    shown.flush()
+    assert b"50m \\u2026 500m" in shown.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_names_that_are_not_utf8_are_refused(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n")
+    check_refused(run("finetune", tmp_path / "a\udce9.csv", "--out", out), out, r"a\udce9.csv", "UTF-8")
+    check_refused(run("finetune", tmp_path / "a.csv", "--out", f"{out}\udce9"), out, "UTF-8")
+
+
+def test_the_home_folder_is_known_behind_an_option(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (("--out=~/x", "~/a.csv"), ("--out", "~/x", "--recipe=~/b.yaml", "a.csv")):
+        code, text = run("finetune", *words)
+        assert code == 2
+        assert str(tmp_path) in text
+    code, text = run("finetune", "a.csv", "--out=~nosuchuser/x")
+    assert code == 2
+    assert "~nosuchuser" in text
+    # Not a path: YAML's null.
+    assert "nothing (null)" in run("finetune", "a.csv", "labels=~")[1]
+
+
+def test_a_size_that_no_memory_holds(run: Run, tmp_path: Path) -> None:
+    rows = "".join(f"{'ACGTTGCA' * 3}{'ACGT'[i % 4] * (i // 4 + 1)},{i % 2}\n" for i in range(40))
+    (tmp_path / "a.csv").write_text(f"sequence,label\n{rows}")
+    words = ("finetune", tmp_path / "a.csv", "--model", "scratch", "--split", "random", "--dry-run")
+    out = tmp_path / "run"
+    for size in ("1e12", "1e17"):
+        check_refused(run(*words, "--out", out, f"student.hidden_size={size}"), out, "student.hidden_size")
+    check_refused(run(*words, "--out", out, f"student.hidden_size={'9' * 400}"), out, "18 digits")
+    check_refused(run(*words, "--out", out, "--threads", "9" * 30), out, "--threads")
+
+
+def test_one_of_several_processes_without_a_launcher(
+    run: Run, genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_refused(pretrain(run, genome, tmp_path / "run", "--dry-run"), tmp_path / "run", "MASTER_ADDR", "torchrun")

@@ -177,7 +177,7 @@ texts = st.text(max_size=12) | st.sampled_from(["1e-3", "no", "null", "~", "", "
         precision=st.sampled_from(["auto", "float32", "bf16"]),
         flip=st.booleans(),
         contigs=st.none() | st.lists(texts, max_size=3),
-        layer=st.integers() | st.just("all"),
+        layer=st.integers(1 - 10**18, 10**18 - 1) | st.just("all"),
         weights=st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=3),
         optimizer=st.builds(
             OptimizerOptions,
@@ -263,6 +263,9 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones(packaged: Path) -> No
         (b"a: 1\nb: [1\nc: 3\n", "line 3"),
         (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4.*'c' stands twice"),
         (b"a: 1\n\tb: 2\n", "line 2"),
+        (b"a: &x [1]\nb: *x\n", "line 2.*alias"),
+        (b"a: " + b"[" * 5000, "line 1.*50 levels"),
+        (b"a: " + b"9" * 5000, "not readable"),
         (b"a: \x00\n", "not readable"),
         (b"a: \xff\n", "UTF-8"),
         (b"", "empty"),
@@ -282,3 +285,19 @@ def test_reading_recipes_needs_neither_torch_nor_numpy() -> None:
     code = "import sys, had.config; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["9" * 400, '"' + "9" * 5000 + '"', "1e18", "-" + "9" * 30])
+def test_a_number_beyond_64_bits_is_refused(text: str) -> None:
+    @dataclass
+    class Sizes:
+        """Of two kinds."""
+
+        whole: int = 0
+        real: float = 0.0
+
+    with pytest.raises(UserError, match="`whole`: expected a whole number"):
+        build(Sizes, apply_overrides({}, [f"whole={text}"]))
+    if len(text) >= 400:
+        with pytest.raises(UserError, match="`real`: expected a finite number"):
+            build(Sizes, apply_overrides({}, [f"real={text}"]))

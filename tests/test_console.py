@@ -100,3 +100,25 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left(monkeypatch: pytest.Monke
     assert "bp/s" in text
     assert "50%" in text
     assert "in between\n" in text
+
+
+def test_codes_that_come_out_of_files_are_shown_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "chr\x1b[2J\x07\u202e1\nhad: done"
+    console.setup_logging()
+    console.say(name)
+    logging.getLogger("had").warning("contig %s", name)
+    with console.progress(1, name) as advance:
+        advance.note(of=name)
+    written = capsys.readouterr().err
+    assert written.count(r"chr\x1b[2J\x07\u202e1\nhad: done") == 4
+    assert written.count("\n") == 3
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.progress(1, name) as advance:
+        advance.note(of=name)
+        advance(1)
+    assert "\x1b[2J" not in terminal.getvalue()
+    assert r"chr\x1b[2J" in terminal.getvalue()
+    assert console.printable("é, 猫, 1 bp") == "é, 猫, 1 bp"

@@ -1,4 +1,4 @@
-"""Percentile bootstrap of a mean over units that come in blocks.
+"""Intervals of a mean: percentile bootstrap over units that come in blocks, and Student's t for few of them.
 
 Neighbouring windows of a genome are not independent (repeats, isochores), so an interval that resamples
 single windows is too narrow. Whole blocks of neighbours are resampled instead (the non-overlapping block
@@ -10,18 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 _CELLS_PER_CHUNK = 1 << 22
 
 
 class Interval(NamedTuple):
-    """A mean and its percentile interval."""
+    """A mean and its interval."""
 
     mean: float
     low: float
     high: float
     n_blocks: int
-    """Blocks resampled: with fewer than about 20 the interval is too narrow."""
+    """Blocks resampled: with fewer than about 20 the interval of a bootstrap is too narrow (see `t_interval`)."""
 
 
 def consecutive_blocks(n: int, size: int) -> NDArray[np.int64]:
@@ -91,6 +92,33 @@ def bootstrap_mean(
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(mean), float(low), float(high), len(total))
+
+
+def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean of a few units, such as tasks, with Student's t interval.
+
+    A percentile bootstrap of 5 to 10 units is too narrow: its 95 % interval holds the true mean of normal
+    units in about 84 to 90 % of cases, this one in 95 %.
+
+    Parameters
+    ----------
+    values
+        One number per unit (n,).
+    confidence
+        Probability between the ends, in (0, 1).
+
+    Returns
+    -------
+    Interval. ``low`` and ``high`` are NaN with fewer than two units, since one says nothing of the spread; with no
+    units all is NaN.
+    """
+    value = np.asarray(values, dtype=np.float64)
+    n = len(value)
+    if n < 2:
+        return Interval(float(value[0]) if n else np.nan, np.nan, np.nan, n)
+    mean = float(value.mean())
+    reach = float(stdtrit(n - 1, (1 + confidence) / 2) * value.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - reach, mean + reach, n)
 
 
 def bootstrap_difference(a: ArrayLike, b: ArrayLike, **options) -> Interval:

@@ -1,9 +1,13 @@
 """Command line: one thin function per command. Heavy imports wait until a command runs."""
 
+import errno
+import io
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -25,12 +29,13 @@ from had.cli_options import (
     Steps,
     StopAfter,
     Threads,
+    checked_word,
     files_and_overrides,
     lay_over,
     resolve_recipe,
 )
 from had.cli_teacher import teacher_app
-from had.errors import RunFault, UserError
+from had.errors import Interrupted, RunFault, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -217,10 +222,7 @@ def probe(
     named = {model.partition("=")[0]: model.partition("=")[2] or model for model in models}
     rows = probe_tasks(data, tasks.split(","), named, out, choose_device(device), max_rows)
     for line in compare(rows, next(iter(named))):
-        say(
-            f"{line.model}: mean test MCC {line.mean:.3f} over {line.n_tasks} tasks; against {line.reference} "
-            f"{line.difference:+.3f} [{line.low:+.3f}, {line.high:+.3f}], better on {line.wins}"
-        )
+        say(line.sentence())
 
 
 for command in (finetune, predict, benchmark):
@@ -228,33 +230,82 @@ for command in (finetune, predict, benchmark):
 
 
 def main() -> None:
-    """Run a command; exit 2 where the input is wrong, 1 on a fault, without a traceback."""
+    """Run a command; exit 2 where the input is wrong, 1 on a fault, 128 + its number after a signal; no traceback."""
+    _stopped_by.update(number=signal.SIGINT)
     # What schedulers send: files that are not complete are removed, as after Ctrl-C. One of several processes must end
     # at once: it may be waiting for another that is gone.
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        sys.argv[1:] = [checked_word(word) for word in sys.argv[1:]]
+        code = app(standalone_mode=False)
     except UserError as error:
         _end(str(error), 2)
+    except Interrupted as error:
+        _end(str(error), _after_signal())
     except RunFault as error:
         _end(str(error), 1)
+    except _UsageError as error:
+        text = io.StringIO()
+        error.show(text)  # type: ignore[attr-defined]
+        _end("", 2, text.getvalue())
     except KeyboardInterrupt:
-        _end(_INTERRUPTED, 1)
-    except SystemExit as end:
-        if end.code == _OF_TYPER:
-            _end(_INTERRUPTED, 1)
-        raise
+        code = _OF_TYPER
+    except OSError as error:
+        reason, place = error.strerror or error, error.filename
+        if isinstance(place, str) and error.errno in _WRONG_PATH:
+            _end(f"{place} cannot be read ({reason}); check the path and its permissions", 2)
+        _end(f"{f'{place}: ' if place else ''}{reason}; {_DEBUG_HINT}", 1)
+    except Exception as error:
+        _end(f"unexpected {type(error).__name__}: {error}; {_DEBUG_HINT}, please report it", 1)
+    if code == _OF_TYPER:
+        _end(
+            "interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint",
+            _after_signal(),
+        )
+    sys.exit(code)
 
+
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""Of click, which some versions of Typer contain under another name."""
 
 _OF_TYPER = 130
 """What Typer makes of a KeyboardInterrupt."""
 
-_INTERRUPTED = "interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint"
+_WRONG_PATH = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""Errors of a path that the user named, not of the machine."""
+
+_DEBUG_HINT = "HAD_DEBUG=1 shows the traceback"
+
+_stopped_by = {"number": signal.SIGINT}
 
 
-def _end(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"had: {message}\n")
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    _stopped_by.update(number=signal.Signals(number))
+    raise KeyboardInterrupt
+
+
+def _after_signal() -> int:
+    return 128 + _stopped_by["number"]
+
+
+def _end(message: str, code: int, lines: str = "") -> NoReturn:
+    from had.console import write_error
+
+    if os.environ.get("HAD_DEBUG") == "1":
+        lines = traceback.format_exc() + lines
+    write_error(*lines.splitlines(), *([f"had: {message}"] if message else []))
     # A signal that met code which Python runs from text (numba and named tuples have it) leaves a mark by which
     # `python -m had` ends by SIGINT, whatever its exit code. Running any text takes the mark back.
     exec("")

@@ -10,8 +10,8 @@ from had.cli_options import Device, DryRun, Quiet, Threads
 SUITE_HELP = "gue, genomic-benchmarks or nucleotide-transformer."
 DATA_HELP = "Folder of the suite; or hub (its repository on the Hugging Face Hub), or hub:owner/name."
 MODELS_HELP = (
-    "Rows, comma-separated: had, scratch, probe, teacher, teacher-probe, kmer, cnn; also NAME=KIND or "
-    "NAME=KIND:FOLDER, such as other=had:runs/b/model or untrained=probe:untrained."
+    "Rows, comma-separated: had, scratch, probe, teacher, teacher-probe, kmer, places, places-boosted, cnn; also "
+    "NAME=KIND or NAME=KIND:FOLDER, such as other=had:runs/b/model or untrained=probe:untrained."
 )
 
 
@@ -25,7 +25,7 @@ def benchmark(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, comma-separated; default: all that are in the folder, smallest first.")
     ] = None,
-    models: Annotated[str, typer.Option(help=MODELS_HELP)] = "had,scratch,probe,kmer,cnn",
+    models: Annotated[str, typer.Option(help=MODELS_HELP)] = "had,scratch,probe,kmer,places,places-boosted,cnn",
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds; default: the suite's (gue 3, genomic-benchmarks 5, NT 10).")
     ] = None,

@@ -115,6 +115,14 @@ def predict(
     conjoin: Annotated[
         bool | None, typer.Option("--both-strands/--one-strand", help="Default: as fine-tuning chose.")
     ] = None,
+    as_written: Annotated[
+        bool,
+        typer.Option(
+            "--as-written",
+            help="Intervals as in the file, not cut as peaks were in training; sequences of any length, also where the "
+            "model knows positions.",
+        ),
+    ] = False,
     track: Annotated[
         str | None, typer.Option(help="Class shown in .bedgraph and .bed; default: the second of two.")
     ] = None,
@@ -140,6 +148,7 @@ def predict(
         out,
         genome=genome,
         conjoin=conjoin,
+        as_written=as_written,
         track=track,
         device=device,
         threads=threads,

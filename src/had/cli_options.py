@@ -1,5 +1,7 @@
 """Options that several commands share, and how they are laid over a recipe."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +24,35 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be read,
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no remarks.")]
 
 
+_HOME = re.compile(r"([\w.-]+=)?(~[^/]*/.*)", re.DOTALL)
+
+
+def checked_word(word: str) -> str:
+    """Give a word of the command line with ``~/`` expanded, also behind ``--option=`` or ``key=``, as no shell does.
+
+    Raises
+    ------
+    had.errors.UserError
+        The word is not UTF-8, in which all files of a run are written, or the home folder is unknown.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{word!r} is not UTF-8 text; rename the file or folder") from None
+    match = _HOME.fullmatch(word)
+    if not match:
+        return word
+    path = os.path.expanduser(match[2])
+    if path == match[2]:
+        raise UserError(f"{match[2]}: the home folder {path.partition('/')[0]} is unknown; write the whole path")
+    return (match[1] or "") + path
+
+
 def files_and_overrides(genome: list[Path] | None, words: list[str] | None) -> tuple[list[str], list[str]]:
     """Sort words after --genome FASTA into further FASTA files and key=value overrides."""
     files, overrides = [str(path) for path in genome or []], []
     for word in words or []:
-        if "=" in word and not Path(word).exists():
+        if "=" in word and not os.path.exists(word):
             overrides.append(word)
         elif files:
             files.append(word)

@@ -111,11 +111,12 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[str]) -> dict
     """
     result: dict[str, Any] = copy.deepcopy(dict(recipe))
     for override in overrides:
+        where = f"override {override if len(override) <= 80 else override[:77] + '...'!r}"
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(part and not re.search(r"\s", part) for part in parts):
-            raise UserError(f"override {override!r}: expected key=value, such as seed=1 or section.key=1.")
-        value = parse_yaml(text, f"override {override!r}")
+            raise UserError(f"{where}: expected key=value, such as seed=1 or section.key=1.")
+        value = parse_yaml(text, where)
         section = result
         for depth, part in enumerate(parts[:-1], start=1):
             if section.get(part) is None:
@@ -123,8 +124,7 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[str]) -> dict
             section = section[part]
             if not isinstance(section, dict):
                 raise UserError(
-                    f"override {override!r}: {'.'.join(parts[:depth])} is {name_value(section)}, "
-                    "not a section with keys."
+                    f"{where}: {'.'.join(parts[:depth])} is {name_value(section)}, not a section with keys."
                 )
         section[parts[-1]] = value
     return result

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,24 @@ def say(*parts: object) -> None:
     """Print one message for the person at the terminal, unless quiet was asked for."""
     if not _state["quiet"]:
         _write(" ".join(str(part) for part in parts))
+
+
+def some_of(names: Iterable[object], limit: int = 5) -> str:
+    """Return the first few of many names for a message: ``a, b, c, d, e and 595 more``."""
+    listed = [str(name) for name in names]
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def write_error(*lines: str) -> None:
+    """Write lines to the error stream, quiet or not; one that cannot be written changes nothing."""
+    for line in lines:
+        _to_stderr(line)
+
+
+def printable(text: str) -> str:
+    """Escape control characters, such as terminal codes and changes of direction that come out of files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def progress(total: int | None, description: str, unit: str = "it", quiet: bool = False) -> "Progress":
@@ -108,7 +127,9 @@ class Progress:
 
 class _Bar(Progress):
     def __init__(self, total: int | None, description: str, unit: str):
-        self._bar = tqdm(total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=True, file=sys.stderr)
+        self._bar = tqdm(
+            total=total, desc=printable(description), unit=unit, unit_scale=True, dynamic_ncols=True, file=sys.stderr
+        )
 
     def __call__(self, n: float = 1) -> None:
         self._bar.update(n)
@@ -186,7 +207,7 @@ def _to_stderr(text: str) -> None:
     if sys.stderr is not None:
         with suppress(OSError):
             # tqdm takes its bar away while it writes.
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
             sys.stderr.flush()
 
 
@@ -195,4 +216,4 @@ def _is_first_process() -> bool:
 
 
 def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return printable(value) if isinstance(value, str) else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The two kinds of error a command can end with."""
+"""The kinds of error a command can end with."""
 
 
 class UserError(Exception):
@@ -10,6 +10,13 @@ class UserError(Exception):
 
 class RunFault(Exception):
     """A fault while working (full disk, NaN loss, killed worker): exit code 1.
+
+    The message says what is saved and how to go on.
+    """
+
+
+class Interrupted(RunFault):
+    """Ctrl-C or SIGTERM: exit code 130 or 143.
 
     The message says what is saved and how to go on.
     """

@@ -3,6 +3,8 @@
 import io
 from typing import Any
 
+from had.console import printable
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Colours that stay apart for colour-blind readers (Okabe and Ito)."""
 # One more than there are colours: the pairs of both repeat only after 56.
@@ -17,6 +19,11 @@ def colour(number: int) -> str:
 def shape(number: int) -> str:
     """Matplotlib's marker for the series of this number; `colour` and shape together differ up to 56 series."""
     return _SHAPES[number % len(_SHAPES)]
+
+
+def as_written(name: str) -> str:
+    """A name from a file as matplotlib shows it unchanged: no formula between dollar signs, no hidden legend entry."""
+    return (" " if name.startswith("_") else "") + printable(name).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import secrets
+import stat
+import tempfile
 from pathlib import Path
 
-from had.errors import RunFault
+from had.errors import RunFault, UserError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -27,6 +29,65 @@ def why_no_folder(path: str | os.PathLike[str]) -> str | None:
     if not above.is_dir():
         return f"{above} is a file"
     return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {above}"
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Replace ``~`` or ``~name`` at the beginning by the home folder; UserError where there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {Path(path).parts[0]} has no home folder here; write the whole path") from error
+
+
+def writable_by_others(folder: Path, *names: str) -> Path | None:
+    """Find what somebody else than this user and root owns or may write to: a folder, or something in it.
+
+    Parameters
+    ----------
+    folder
+        One that is absent is nobody's.
+    names
+        Look only at these entries, and all that is below them; default: all. What is in a folder that nobody else may
+        enter is left out.
+
+    Returns
+    -------
+    Path or None
+        The first found; None also where files have no owner (Windows).
+    """
+    try:
+        status = folder.stat()
+        if not hasattr(os, "getuid"):
+            return None
+        if status.st_uid not in (0, os.getuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return folder
+        if not stat.S_ISDIR(status.st_mode) or not status.st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+            return None
+        for entry in [folder / name for name in names] or sorted(folder.iterdir()):
+            if (found := writable_by_others(entry)) is not None:
+                return found
+    except OSError:
+        pass
+    return None
+
+
+def own_temporary_folder() -> Path:
+    """Make, or find, this user's folder below the system's folder for temporary files; nobody else may enter it.
+
+    Raises
+    ------
+    had.errors.UserError
+        There is no place for it, or somebody else has made it.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"had-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise UserError(f"no folder for temporary files can be made ({error.strerror or error})") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UserError(f"{folder} is not a folder that only you may enter; remove it")
+    return folder
 
 
 def is_no_plain_file(path: str | os.PathLike[str]) -> bool:

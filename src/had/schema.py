@@ -5,8 +5,8 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-import math
 import os
+import sys
 import textwrap
 import types
 import typing
@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from had.console import some_of
 from had.errors import UserError
 from had.yaml_text import FLOAT, INT, parse_yaml
 
 T = TypeVar("T")
+
+LARGEST = 10**18
+"""Whole numbers stay below it: NumPy and PyTorch take 64 bits."""
 
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
@@ -183,17 +187,19 @@ def _scalar(hint: Any, value: Any) -> Any:
             return value.lower() in _TRUE
         raise _Mismatch("true or false")
     if hint is int:
-        if isinstance(value, str) and (INT.match(value) or FLOAT.match(value)):
-            value = float(value) if FLOAT.match(value) else int(value)
+        if _is_number(value):
+            value = parse_yaml(value, value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
+            if abs(value) >= LARGEST:
+                raise _Mismatch("a whole number of at most 18 digits")
             return value
         raise _Mismatch("a whole number")
     if hint is float:
-        if isinstance(value, str) and (INT.match(value) or FLOAT.match(value)):
+        if _is_number(value):
             value = parse_yaml(value, value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
         raise _Mismatch("a finite number")
     if hint is str:
@@ -211,6 +217,11 @@ def _scalar(hint: Any, value: Any) -> Any:
     raise _Mismatch(type_name(hint))
 
 
+def _is_number(value: Any) -> bool:
+    # Python refuses to read a number of thousands of digits.
+    return isinstance(value, str) and len(value) < 400 and bool(INT.match(value) or FLOAT.match(value))
+
+
 def did_you_mean(value: str, choices: Sequence[str]) -> str:
     """Give `` (did you mean x?)`` for the nearest choice, or nothing where none is near."""
     near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
@@ -223,7 +234,7 @@ def name_value(value: object) -> str:
     if value is None:
         return "nothing (null)"
     if isinstance(value, Mapping):
-        return f"a section with the keys {', '.join(map(str, value)) or '(none)'}"
+        return f"a section with the keys {some_of(value) or '(none)'}"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return f"{kinds.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"
 

@@ -16,10 +16,27 @@ FLOAT = re.compile(
 )
 
 
+MAX_DEPTH = 50
+"""Sections and lists within one another."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: 1e-3 is a number; `no`, `on`, `1:30`, `010` and dates stay text; no key twice."""
+    """YAML 1.2 scalars: 1e-3 is a number; `no`, `on`, `1:30`, `010` and dates stay text; no key twice, no alias."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            # A few of them, nested, stand for more values than memory holds.
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; write the value", mark)
+        if self.depth == MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels of nesting", mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -70,7 +87,7 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises
     ------
     had.errors.UserError
-        The text is not YAML, or has a key twice; the message gives the line.
+        The text is not YAML, has a key twice, an alias or more than `MAX_DEPTH` levels; the message gives the line.
     """
     try:
         return yaml.load(text, Loader=_Loader)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,41 @@ def test_digest_depends_on_names_and_letters_not_on_the_files_form(tmp_path: Pat
     assert len(set(digests.values())) == 4
 
 
+@pytest.mark.parametrize("has_time_of_change", [True, False])
+def test_another_genome_of_the_same_size_and_time_stamp_is_read(
+    fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, has_time_of_change: bool
+) -> None:
+    if not has_time_of_change:
+        real = Path.stat
+
+        def stat(path: Path, **options: bool) -> os.stat_result:
+            status = real(path, **options)
+            return os.stat_result(tuple(status), {"st_mtime_ns": status.st_mtime_ns, "st_ctime_ns": 0})
+
+        monkeypatch.setattr(Path, "stat", stat)
+    for letter in "ACGT":
+        fasta.write_text(f">a\n{letter * 3000}\n")
+        os.utime(fasta, (978_307_200, 978_307_200))
+        assert decode(open_quietly(fasta, cache).codes) == letter * 3000
+
+
+def test_one_other_letter_in_the_middle_of_a_large_file_is_read(fasta: Path, cache: Path) -> None:
+    for letter in "AC":
+        fasta.write_text(f">a\n{'A' * 20_000}{letter}{'A' * 2_000_000}\n")
+        os.utime(fasta, (978_307_200, 978_307_200))
+        assert decode(open_quietly(fasta, cache).codes[20_000:20_001]) == letter
+
+
+def test_a_copy_that_was_restored_is_not_built_again(fasta: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_quietly(fasta, cache)
+    status, data = fasta.stat(), fasta.read_bytes()
+    fasta.unlink()
+    fasta.write_bytes(data)
+    os.utime(fasta, ns=(status.st_atime_ns, status.st_mtime_ns))
+    forbid_reading(monkeypatch)
+    assert len(open_quietly(fasta, cache)) == 17
+
+
 def test_codes_cannot_be_changed_by_accident(fasta: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         open_quietly(fasta, cache).codes[0] = 1
@@ -154,7 +190,7 @@ def test_a_changed_file_of_the_same_size_is_read_again(fasta: Path, cache: Path)
 def test_a_file_is_read_only_after_the_clock_tick_that_wrote_it(fasta: Path) -> None:
     # Else a second change within the tick would leave size and time stamp as they were when it was read.
     os.utime(fasta)
-    _, _, written_ns = store._look(fasta)
+    _, _, written_ns, *_ = store._look(fasta)
     assert time.time_ns() - written_ns >= 0.9 * store._CLOCK_TICK_NS
 
 
@@ -372,3 +408,57 @@ def test_real_chromosome_has_its_published_length_and_checksum(shared: Path, cac
     for contig in genome.contigs:
         letters = decode(genome.codes[contig.offset : contig.offset + contig.length])
         assert hashlib.md5(letters.encode()).hexdigest() == yeast[contig.name]["md5_uppercase"]
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A user without a home folder or an entry in the list of users; the folder for temporary files."""
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(_: object) -> None:
+        raise KeyError
+
+    for name in ("HAD_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(pwd, name, nobody)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    store._usual_cache.cache_clear()
+    yield temporary
+    store._usual_cache.cache_clear()
+
+
+def test_a_user_without_a_home_has_a_cache_of_their_own_among_temporary_files(
+    fasta: Path, no_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert Genome.open(fasta, progress=False).n_acgt == 14
+    (folder,) = no_home.iterdir()
+    assert folder.name == f"had-{os.getuid()}"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert codes_file(folder).is_file()
+    assert str(folder) in caplog.text
+    assert "HAD_CACHE" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link", "no place"])
+def test_a_user_without_a_home_takes_no_folder_of_somebody_elses(
+    fasta: Path, no_home: Path, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = no_home / f"had-{os.getuid()}"
+    if what == "open to others":
+        folder.mkdir(mode=0o755)
+    elif what == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        monkeypatch.setattr("tempfile.tempdir", str(fasta))
+    with pytest.raises(UserError, match="set HAD_CACHE to a folder"):
+        Genome.open(fasta, progress=False)
+
+
+@pytest.mark.parametrize("path", ["~/x.fa", "~nosuchuser/x.fa"])
+def test_a_home_that_is_nowhere_is_named(path: str, cache: Path, no_home: Path) -> None:
+    with pytest.raises(UserError, match=f"{path}: ~.* has no home folder"):
+        open_quietly(Path(path), cache)

@@ -106,14 +106,12 @@ def test_a_column_of_feature_names_is_no_split(genome: Genome, bed) -> None:
         ("chr1", "has contig, start and end"),
         ("chr1\tx\t9", "the start 'x' is not a whole number"),
         ("chr1\t0\t9.5", "the end '9.5' is not a whole number"),
-        ("chr1\t-3\t9", "the start '-3' is not a whole number"),
+        ("chr1\t-3\t9", "the interval begins before chr1; is this file made for another assembly"),
         ("chr1\t1_0\t90", "the start '1_0' is not a whole number"),
         ("chr1\t0\t1e3", "the end '1e3' is not a whole number"),
         ("chrom\tstart\tend", "start a line of column names with '#'"),
-        ("chr1\t9\t9", "the interval is empty"),
-        ("chr1\t9\t4", "the interval is empty"),
+        (f"chr1\t0\t{'9' * 5000}", "the end '9{60}' is not a whole number"),
         ("chr1\t0\t2001", r"beyond the end of chr1 \(2,000 bp\)"),
-        ("1\t0\t100", "no record '1'; did you mean 'chr1'"),
         ("chr1\t200\t300\texon", "the fourth column is 'exon', but other rows have a split"),
         ("chr1\t200\t300", "the fourth column is '', but other rows have a split"),
     ],
@@ -122,6 +120,28 @@ def test_bad_rows_are_refused_with_file_and_line(genome: Genome, bed, row: str, 
     with pytest.raises(UserError, match=message) as caught:
         read_bed(bed(f"# x\nchr1\t0\t100\ttrain\n{row}\n"), genome)
     assert "x.bed, line 3" in str(caught.value)
+
+
+def test_what_the_genome_lacks_is_left_out_and_said(genome: Genome, bed) -> None:
+    path = bed("chr1\t0\t900\tnoé\u2028\x0c\x85\nchrUn\t0\t9\nchr1\t9\t9\nchrUn\t0\t9\nchr2\t4\t2\n")
+    said = [
+        "2 of 5 intervals lie on contigs that the genome lacks (chrUn), first in line 2",
+        "2 of 5 intervals are empty",
+    ]
+    with pytest.warns(UserWarning, match="left out") as caught:
+        assert read_bed(path, genome) == [Interval("chr1", 0, 900, None, 1)]
+    warned = [str(warning.message) for warning in caught]
+    assert [text in warning for text, warning in zip(said, warned, strict=True)] == [True, True]
+    splits = make_splits(genome, path, length=L)
+    assert splits.train.tolist() == [[0, 900]]
+    assert splits.warnings[:2] == warned
+
+
+@pytest.mark.parametrize("row", ["1\t0\t100", "chr1\t9\t9"])
+def test_a_bed_of_which_the_genome_has_nothing_is_refused(genome: Genome, bed, row: str) -> None:
+    hint = "did you mean 'chr1'" if row.startswith("1") else "1 of 1 intervals are empty \\(line 1\\)"
+    with pytest.raises(UserError, match=f"no interval of this genome.*{hint}"):
+        make_splits(genome, bed(f"{row}\n"), length=L)
 
 
 def test_an_empty_bed_is_refused(genome: Genome, bed) -> None:

@@ -166,14 +166,89 @@ def test_official_files_have_the_rows_their_manifest_says(shared: Path) -> None:
     assert len(data) == 400
 
 
-def test_fasta_labels_are_the_last_field_or_label_equals(tmp_path: Path) -> None:
-    text = ">chr1:5|x|b\nAC\nGT\n>two note|label=a other\nGG\n\n>three label=c\nTT\n>four\nAA\n>five|\nAA\n"
+def test_fasta_labels_follow_the_one_bar_or_label_equals(tmp_path: Path) -> None:
+    text = ">chr1:5|b\nAC\nGT\n>two note|label=a other\nGG\n\n>three label=c\nTT\n>four\nAA\n>five|\nAA\n"
     data = read_labelled(write(tmp_path / "a.txt", text))
     assert data.sequences == ("ACGT", "GG", "TT")
     assert [data.classes[i] for i in data.labels] == ["b", "a", "c"]
     assert [(row.line, row.reason) for row in data.dropped] == [(9, "a missing label"), (11, "a missing label")]
     rows, _ = usable_rows(tmp_path / "a.txt")
-    assert [row.id for row in rows] == ["chr1:5|x", "two", "three"]
+    assert [row.id for row in rows] == ["chr1:5", "two", "three"]
+
+
+def test_the_bars_of_ncbi_and_uniprot_headers_make_no_class(tmp_path: Path) -> None:
+    headers = ["gi|568815597|ref|NC_000001.11| Homo sapiens", "sp|P1|NAME", "a|1|label=x", "b|0"]
+    data = read_labelled(write(tmp_path / "a.fa", "".join(f">{header}\nACGT\n" for header in headers)))
+    assert data.classes == ("0", "x")
+    assert [(row.line, row.reason) for row in data.dropped] == [
+        (1, "a header with several '|' and no label=…"),
+        (3, "a header with several '|' and no label=…"),
+    ]
+    with pytest.raises(UserError, match=r"line 1: a header with several '\|'"):
+        read_labelled(write(tmp_path / "b.fa", f">{headers[1]}\nACGT\n"))
+
+
+MISSING_WORDS = [
+    "#N/A",
+    "<NA>",
+    "-nan",
+    "N/A",
+    "NA",
+    "nan",
+    "NULL",
+    "None",
+    "n/a",
+    "#NA",
+    "1.#IND",
+    "-1.#QNAN",
+    "HA;NA",
+    "HA; <NA>",
+]
+
+
+def test_the_words_of_excel_and_pandas_for_missing_are_no_classes(tmp_path: Path) -> None:
+    rows = "".join(f"ACGT,{word}\n" for word in ["none", "x", "HA;", *MISSING_WORDS])
+    data = read_labelled(write(tmp_path / "a.csv", f"sequence,label\n{rows}"))
+    assert data.classes == ("HA;", "none", "x")
+    assert [row.line for row in data.dropped] == list(range(5, 5 + len(MISSING_WORDS)))
+    columns = "".join(f"ACGT,1,{word}\n" for word in ["0", "#N/A", "<NA>", "None"])
+    rows, dropped = usable_rows(write(tmp_path / "b.csv", f"sequence,a,b\n{columns}"), ["a", "b"])
+    assert (len(rows), len(dropped)) == (1, 3)
+
+
+@pytest.mark.parametrize("word", [b"ACGTTGCA", b"sequence"])
+def test_parquet_with_text_that_is_not_utf8_is_refused(tmp_path: Path, word: bytes) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    table = pa.table({"sequence": ["ACGTTGCA"], "label": [1]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(word, b"\xff" * 8))
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_labelled(path)
+
+
+def test_a_missing_label_in_a_list_of_parquet_is_missing(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"sequence": ["AC", "GT"], "label": [["HA", "NP"], ["HA", None]]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows, dropped = usable_rows(tmp_path / "a.parquet")
+    assert [row.label for row in rows] == ["HA;NP"]
+    assert [row.line for row in dropped] == [2]
+
+
+def test_hidden_names_are_neither_classes_nor_splits(tmp_path: Path) -> None:
+    for place in ("train/pos", "train/neg", "train/.ipynb_checkpoints", "train/__MACOSX", "test/.ipynb_checkpoints"):
+        (tmp_path / place).mkdir(parents=True)
+        write(tmp_path / place / "1.txt", "ACGT\n")
+    (tmp_path / "train/pos/._1.txt").write_bytes(b"\0\5\26\7")
+    splits = read_splits(tmp_path)
+    assert list(splits) == ["train"]
+    assert splits["train"].classes == ("neg", "pos")
+    assert len(splits["train"]) == 2
 
 
 def test_parquet_is_read_like_csv(tmp_path: Path) -> None:

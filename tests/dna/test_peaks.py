@@ -54,7 +54,7 @@ class TestReading:
         path = write(
             tmp_path / "a.bed", "# made by hand", "track name=x", "chr2\t10\t25\tfirst", "chr1\t7\t9", "chr1\t8\t12\t."
         )
-        spans, names, _, notes = read_peaks(path, genome)
+        spans, names, _, notes, _ = read_peaks(path, genome)
         offset = genome.contig("chr2").offset
         assert spans.tolist() == [[offset + 10, offset + 25], [7, 9], [8, 12]]
         assert names == ["first", "line_4", "line_5"]
@@ -90,20 +90,61 @@ class TestReading:
         blocks = [row.format(2, "10,20,", "0,80,"), row.format(1, "100", "0")]
         # A narrowPeak with more columns behind its summit is no BED12.
         rows = [*blocks[:1], blocks[1].replace("p\t", "q\t"), row.format(30, "2.5", "1.5")]
-        spans, _, _, notes = read_peaks(write(tmp_path / "a.bed", rows[0], rows[2]), genome, 10)
+        spans, _, _, notes, _ = read_peaks(write(tmp_path / "a.bed", rows[0], rows[2]), genome, 10)
         assert spans.tolist() == [[145, 155], [125, 135]]
         assert notes == []
         assert read_peaks(write(tmp_path / "b.bed", rows[1]), genome, 10).spans.tolist() == [[145, 155]]
 
     def test_a_summit_outside_its_peak_gives_way_to_the_middle(self, genome: Genome, tmp_path: Path) -> None:
         path = write(tmp_path / "a.narrowPeak", *(f"chr1\t100\t200\tp\t0\t.\t1\t1\t1\t{s}" for s in (99, 5000)))
-        spans, _, _, notes = read_peaks(path, genome, 10)
+        spans, _, _, notes, _ = read_peaks(path, genome, 10)
         assert spans.tolist() == [[194, 204], [145, 155]]
         assert notes == ["1 peaks have a summit outside of them: their middle was taken (line 2)"]
 
+    @pytest.mark.parametrize(("summit", "start"), [("120.0", 215), ("1.2e2", 215), ("1.2E+02", 215), ("-1.0", 245)])
+    def test_a_summit_may_be_written_as_a_float(self, genome: Genome, tmp_path: Path, summit: str, start: int) -> None:
+        path = write(tmp_path / "a.narrowPeak", f"chr1\t100\t400\tp\t0\t.\t1\t1\t1\t{summit}")
+        spans, _, _, notes, anchor = read_peaks(path, genome, 10)
+        assert spans.tolist() == [[start, start + 10]]
+        assert (notes, anchor) == ([], "middle" if summit == "-1.0" else "summit")
+
+    @pytest.mark.parametrize("summit", ["-4294966", "-2", "120.5", "peak", "nan", "9" * 5000, "1e400", ""])
+    def test_an_unreadable_summit_gives_way_to_the_middle_and_is_counted(
+        self, genome: Genome, tmp_path: Path, summit: str
+    ) -> None:
+        row = "chr1\t{}\t{}\tp\t0\t.\t1\t1\t1\t{}"
+        path = write(tmp_path / "a.narrowPeak", row.format(100, 200, 30), row.format(500, 600, summit))
+        spans, _, _, notes, _ = read_peaks(path, genome, 10)
+        assert spans.tolist() == [[125, 135], [545, 555]]
+        assert notes == [
+            "1 peaks have a tenth column that is neither a whole number of at least 0 nor -1: their middle was taken "
+            "(line 2)"
+        ]
+
+    def test_blocks_of_bed12_with_thousands_of_digits_are_read(self, genome: Genome, tmp_path: Path) -> None:
+        row = f"chr1\t100\t200\tp\t0\t+\t100\t200\t0\t1\t{'1' * 5000}\t0"
+        assert read_peaks(write(tmp_path / "a.bed", row), genome, 10).spans.tolist() == [[96, 106]]
+
+    def test_lines_end_at_line_feeds_alone_and_need_not_be_utf8(self, genome: Genome, tmp_path: Path) -> None:
+        names = ["pic\u2028\u00e9", "form\x0cfeed", "next\x85line"]
+        text = "".join(f"chr1\t{100 * i}\t{100 * i + 50}\t{name}\r\n" for i, name in enumerate(names))
+        (tmp_path / "a.bed").write_bytes("\ufeff".encode() + text.encode() + b"chr2\t1\t9\tpic\xe9")
+        assert read_peaks(tmp_path / "a.bed", genome).names == [*names, "pic\u00e9"]
+
+    def test_peaks_that_the_genome_lacks_are_left_out_and_counted(self, genome: Genome, tmp_path: Path) -> None:
+        rows = ["chr1\t10\t90", *(f"scaffold_{i}\t1\t9" for i in range(600)), "chr1\t5\t5"]
+        path = write(tmp_path / "a.bed", *rows)
+        spans, _, _, notes, _ = read_peaks(path, genome)
+        assert spans.tolist() == [[10, 90]]
+        assert notes == [
+            f"{path}: 600 of 602 intervals lie on contigs that the genome lacks (scaffold_0, scaffold_1, scaffold_10, "
+            "scaffold_100, scaffold_101 and 595 more), first in line 2: left out",
+            f"{path}: 1 of 602 intervals are empty (line 602): left out",
+        ]
+
     def test_what_is_left_out_is_said(self, genome: Genome, tmp_path: Path) -> None:
         rows = ["chr1\t0\t10", "chr1\t100\t200", "chr1\t110\t190\tx\t0\t-", "chr1\t20100\t20300"]
-        spans, _, _, notes = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
+        spans, _, _, notes, _ = read_peaks(write(tmp_path / "a.bed", *rows), genome, 80)
         assert spans.tolist() == [[110, 190]]
         assert [note.split(" (")[1] for note in notes] == ["line 1)", "line 3)", "line 4)"]
 
@@ -111,7 +152,7 @@ class TestReading:
         ("rows", "message"),
         [
             (["chr1\t0\t40600"], "line 1: the end 40,600"),
-            (["chr1\t0\t10", "1\t5\t9"], "line 2.*did you mean 'chr1'"),
+            (["# x", "1\t5\t9"], "line 2.*did you mean 'chr1'"),
             (["chr1\tx\t10"], "the start 'x'"),
             (["# nothing"], "no usable peak"),
         ],
@@ -141,7 +182,8 @@ class TestBackground:
         peaks = [region for region in found.regions if region.label == PEAK]
         background = [region for region in found.regions if region.label == BACKGROUND]
         assert len(background) == 2 * len(peaks)
-        assert "1 of 2 blacklisted intervals lie on contigs that the genome lacks (chrOther)" in found.notes
+        lacking = "1 of 2 intervals lie on contigs that the genome lacks (chrOther), first in line 2: left out"
+        assert f"{blacklist}: {lacking}" in found.notes
         by_name = {peak.name: peak for peak in peaks}
         taken: dict[str, np.ndarray] = {name: np.zeros(len(text), dtype=int) for name, text in sequences.items()}
         for peak in peaks:
@@ -277,6 +319,12 @@ class TestBackground:
         assert 1 <= len(background) <= 2
         assert "could not be placed" in found.notes[0]
 
+    def test_more_background_than_the_genome_has_letters_is_refused_at_once(
+        self, genome: Genome, peaks_file: Path
+    ) -> None:
+        with pytest.raises(UserError, match=r"100,000,000 background regions .* smaller --negatives"):
+            peaks_with_background(peaks_file, genome, ratio=10**8)
+
     def test_no_room_at_all_is_an_error(self, tmp_path: Path) -> None:
         genome = Genome.from_sequences({"a": letters(100, 1)})
         with pytest.raises(UserError, match="no room for background"):
@@ -316,6 +364,15 @@ class TestSplit:
         }  # fmt: skip
         assert re.fullmatch(r"by contig: validation chr2 \(\d\d.\d % of the peaks\); test chr4 \(.*\)", found.split)
         assert isinstance(found.regions[0], Region)
+
+    def test_hundreds_of_contigs_are_not_all_named(self, tmp_path: Path) -> None:
+        many = Genome.from_sequences({f"scaffold_{i}": letters(600, i) for i in range(300)})
+        path = write(tmp_path / "p.bed", *(f"scaffold_{i}\t100\t150" for i in range(300)))
+        assert re.search(
+            r"validation (scaffold_\d+, ){4}scaffold_\d+ and \d\d more \(",
+            found := peaks_with_background(path, many).split,
+        ), found
+        assert len(found) < 300
 
     def test_a_contig_cannot_do_both(self, genome: Genome, peaks_file: Path) -> None:
         with pytest.raises(UserError, match="chr2"):

@@ -76,6 +76,38 @@ def test_a_window_is_a_function_of_seed_and_index(genome: Genome, sampler: Windo
     assert (other != positions).mean() > 0.9
 
 
+def test_windows_are_the_same_on_every_machine_and_release() -> None:
+    # Other values would change which windows every recorded run and teacher cache has seen.
+    starts, reverse = WindowSampler(np.array([[0, 5_000]]), 60, seed=7).draw(np.array([0, 1, 2, 1_000]))
+    assert starts.tolist() == [1_421, 1_843, 4_693, 4_305]
+    assert reverse.tolist() == [True, False, False, True]
+
+
+def test_order_starts_and_strands_each_follow_the_seed(genome: Genome) -> None:
+    one, other = (WindowSampler(genome.acgt_runs, 30, seed=seed) for seed in (11, 12))
+    indices, slots = np.arange(one.slots), np.arange(one.slots)
+    # Unrelated draws agree once in so many slots, once in thirty starts, and on every second strand.
+    assert (one.slots_of(indices) == other.slots_of(indices)).mean() < 0.1
+    assert (one.starts_of_slots(slots) == other.starts_of_slots(slots)).mean() < 0.2
+    assert 0.3 < (one.draw(indices)[1] == other.draw(indices)[1]).mean() < 0.7
+
+
+def test_a_seed_of_starts_leaves_order_and_strands_to_the_seed_of_the_run(genome: Genome) -> None:
+    options = {"fixed_starts": True, "starts_seed": 3}
+    one, other = (WindowSampler(genome.acgt_runs, 30, seed=seed, **options) for seed in (11, 12))
+    indices, slots = np.arange(one.slots), np.arange(one.slots)
+    assert (one.starts_of_slots(slots) == other.starts_of_slots(slots)).all()
+    assert (one.slots_of(indices) != other.slots_of(indices)).any()
+    assert (one.draw(indices)[1] != other.draw(indices)[1]).any()
+
+
+def test_fewer_slots_are_evenly_spread_over_all(genome: Genome) -> None:
+    sampler = WindowSampler(genome.acgt_runs, 30, seed=11, slots=10)
+    slots = np.sort(sampler.slots_of(np.arange(10)))
+    assert slots[0] == 0
+    assert set(np.diff(np.append(slots, sampler.all_slots))) <= {sampler.all_slots // 10, sampler.all_slots // 10 + 1}
+
+
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
 def test_ranks_together_see_what_one_process_sees(sampler: WindowSampler, n_ranks: int) -> None:
     whole, _ = sampler.draw(np.arange(64))

@@ -679,3 +679,33 @@ def test_a_locked_or_foreign_folder_is_left_alone(base: Path, tmp_path: Path) ->
     finally:
         folder.close()
     assert "another benchmark is running in this folder" in other.stderr
+
+
+def test_a_report_of_damaged_files_is_written_or_says_which_to_remove(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Names that matplotlib would take for formulas and for hidden entries of a legend.
+    name, run = "$\\frac$", tmp_path / "run"
+    write_gue(tmp_path / "gue", (name, "x"), n=24)
+    mine = options(tmp_path, tasks=[name, "x"], models=("kmer", "k=kmer"), seeds=1)
+    benchmark("gue", run, mine)
+    (overlap,) = (run / "overlap").glob("*frac*")
+    whole = overlap.read_bytes()
+    for damaged in (whole[:200], b"", whole[:-300] + bytes(300)):
+        overlap.write_bytes(damaged)
+        assert benchmark("gue", run, mine)["done"] == 0
+        assert overlap.read_bytes() == whole
+    about = run / "benchmark.json"
+    for text in ("{}", '{"kind": "had benchmark", "suite": "gue", "invocations": [{"command": 5}]}', "[1"):
+        about.write_text(text)
+        benchmark("gue", run, mine)
+        assert len(json.loads(about.read_text())["invocations"]) == 1
+    assert caplog.text.count("history of earlier commands is lost") == 3
+    predictions = place_of(run, Unit(name, "kmer", 0))
+    whole = predictions.read_bytes()
+    for damaged in (whole[:200], b"", whole[:4] + bytes(60) + whole[64:]):
+        predictions.write_bytes(damaged)
+        before = about.read_bytes()
+        with pytest.raises(UserError, match=r"seed-0\.parquet.*remove it, and its row of scores\.csv"):
+            benchmark("gue", run, mine)
+        assert about.read_bytes() == before

@@ -76,11 +76,15 @@ def test_models_are_compared_over_the_tasks_both_have() -> None:
 
     rows = [row("a", "ref", 0.1), row("b", "ref", 0.2), row("c", "ref", 0.9)]
     rows += [row("a", "ours", 0.4), row("b", "ours", 0.3), row("b", "ours", 0.8, chosen=0)]
-    ours = next(comparison for comparison in compare(rows, "ref") if comparison.model == "ours")
+    rows += [row("c", "one", 0.5), row("d", "none", 0.5)]
+    _, ours, one = compare(rows, "ref")
     assert (ours.n_tasks, ours.wins) == (2, 2)
     assert ours.mean == pytest.approx(0.35)
     assert ours.difference == pytest.approx(0.2)
-    assert 0.1 - 1e-9 <= ours.low <= ours.difference <= ours.high <= 0.3 + 1e-9
+    # Student's t over tasks: 0.2 ± 12.706 · 0.1.
+    assert (ours.low, ours.high) == pytest.approx((-1.0706, 1.4706), abs=1e-3)
+    assert "against ref +0.200 [-1.071, +1.471], better on 2" in ours.sentence()
+    assert "against ref -0.400 (one task gives no interval), better on 0" in one.sentence()
 
 
 def test_a_task_without_a_split_and_an_unknown_model_are_told(suite: Path, tmp_path: Path) -> None:

@@ -159,3 +159,9 @@ def test_a_proxy_that_refuses_is_one_sentence(hub: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(saving, "snapshot_download", refuse)
     with pytest.raises(UserError, match=r"the Hub did not give it \(403 Forbidden\)"):
         saving.find_folder("o/n")
+
+
+def test_other_braces_in_a_repository_are_part_of_its_name(hub: Path, tmp_path: Path) -> None:
+    options = BenchmarkOptions("hub:own/{x}_{task}", ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
+    with pytest.raises(UserError, match=r"own/\{x\}_mouse/3"):
+        benchmark("gue", tmp_path / "run", options)

@@ -37,3 +37,11 @@ def test_panels_become_one_png(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     plot_panels([Panel("a", "", points)] * 5, np.arange(30) % 3, ["x", "y", "z"], tmp_path / "p.png", "title")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    points = np.zeros((2, 2), dtype=np.float32)
+    name = "_$\\frac$\x1b"
+    plot_panels([Panel(name, name, points)], np.arange(2), [name, "y"], tmp_path / "p.png", name)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert not [warning for warning in recwarn if "legend" in str(warning.message) or "Glyph" in str(warning.message)]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.baselines.logistic import fit_logistic
+from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks, t_interval
 from had.errors import UserError
 from had.evaluation.probes import linear_probe, probe_layers
 
@@ -49,6 +50,14 @@ def test_weights_stand_for_repeated_rows() -> None:
     by_rows = linear_probe(train_x[drawn], train_y[drawn], *rest)
     assert by_weight.test == pytest.approx(by_rows.test, abs=0.01)
     assert by_weight.C == by_rows.C
+    # The standard deviations by which features are divided are weighted, too.
+    count = np.bincount(drawn, minlength=200).astype(float)
+    scales = [
+        fit_logistic(x, y, *rest[:2], sample_weight=weight).scaler.scale_
+        for x, y, weight in ((train_x, train_y, count), (train_x[drawn], train_y[drawn], None))
+    ]
+    np.testing.assert_allclose(*scales, rtol=1e-4)
+    assert not np.allclose(scales[0], train_x.std(0), rtol=1e-2)
 
 
 def test_the_largest_number_of_rows_is_kept_and_recorded() -> None:
@@ -120,6 +129,18 @@ def test_blocks_of_neighbours_that_go_together_widen_the_interval_to_the_truth()
     assert blocked >= 86
 
 
+def test_intervals_over_five_units_hold_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(4)
+    intervals = [t_interval(rng.normal(size=5)) for _ in range(2000)]
+    hits = sum(one.low <= 0 <= one.high for one in intervals)
+    # Three standard deviations of a count around 95 %; a bootstrap of five units has 84 %.
+    assert 0.935 <= hits / 2000 <= 0.965
+    assert t_interval([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, -1.461, 6.128, 3), abs=1e-3)
+    for few in ([], [1.5]):
+        assert np.isnan(t_interval(few)[1:3]).all()
+        assert t_interval(few).n_blocks == len(few)
+
+
 def test_weighted_blocks_give_the_ratio_of_sums() -> None:
     values, weights = np.array([1.0, 2.0, 6.0]), np.array([1.0, 1.0, 2.0])
     interval = bootstrap_mean(values, weights=weights, blocks=["a", "a", "b"], n_resamples=2000)
@@ -137,6 +158,9 @@ def test_differences_are_paired() -> None:
     assert difference.low > 0.05
     assert difference.high < 0.15
     assert bootstrap_mean(a).high - bootstrap_mean(a).low > 0.5
+    # Of a normal distribution half lies within 0.674 standard deviations, 95 % within 1.96.
+    half = bootstrap_difference(a, b, confidence=0.5)
+    assert (half.high - half.low) / (difference.high - difference.low) == pytest.approx(0.344, rel=0.1)
 
 
 def test_resampling_is_reproducible_and_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ def test_differences_are_paired_by_task_and_seed() -> None:
     partly = [trial("best", "a", 0, 0.99)]
     assert [line.setting for line in summarise(["default", "new", "best"], trials[:-1] + partly)][-1] == "best"
     text = as_markdown([new, default, bad], "default")
-    assert "| new | 0.550 | +0.000 [-0.100, +0.100] | 1 of 2 | 0.600 | 0.500 |" in text
+    assert "| new | 0.550 | +0.000 [-1.271, +1.271] | 1 of 2 | 0.600 | 0.500 |" in text
     assert "bad (1 of 3 trials)" in text
     assert (new.auroc, default.auroc) == pytest.approx(((0.6 + 0.1 + 0.9) / 3 + 0.05, (0.5 + 0.7 + 0.2) / 3 + 0.05))
 

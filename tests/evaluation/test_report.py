@@ -90,7 +90,7 @@ def test_every_published_row_belongs_to_a_task_of_its_suite() -> None:
     with Path(PUBLISHED_SCORES).open(newline="", encoding="utf-8") as file:
         total = sum(1 for _ in csv.DictReader(file))
     found = sum(len(published_scores(suite, task)) for suite in SUITES.values() for task in suite.tasks)
-    assert found == total == 706
+    assert found == total == 751
     rows = {row.model: row for row in published_scores(GUE, GUE.task("mouse/3"))}
     assert rows["DNABERT-2"].score == pytest.approx(0.6647)
     assert rows["DNABERT-2"].marks == "?"
@@ -143,9 +143,9 @@ def test_means_ranges_and_marks(folder: BenchmarkFolder) -> None:
     assert rows["tf/0", "mine"]["comparable"] == "with caution"
     assert float(mine["train_bp_per_second"]) == 2000
     text = (folder.path / "report.md").read_text()
-    assert "| mouse/3 | mcc | 40 | 0.828? Caduceus (Lindsey 2025) | 0.800 (0.200) | 1.000\\*= |" in text
+    assert "| mouse/3 | mcc | 40 | 0.843? JanusDNA-72 | 0.800 (0.200) | 1.000\\*= |" in text
     # tf/0 is left out of the means, since kmer does not have it; the marks stay.
-    assert "| mouse TF sites | 1 | 0.828? Caduceus (Lindsey 2025) | 0.800 | 1.000\\* |" in text
+    assert "| mouse TF sites | 1 | 0.843? JanusDNA-72 | 0.800 | 1.000\\* |" in text
     assert "| all tasks here by mcc | 1 of 2 |" in text
     assert "tf/0 ~: smaller training set (5 of 32,378 rows)" in text
     for said in (
@@ -164,7 +164,9 @@ def test_scores_without_test_rows_that_stand_in_train(tmp_path: Path) -> None:
     options = BenchmarkOptions(str(tmp_path / "gue"), ["mouse/3"], ["kmer"], seeds=1, device="cpu", quiet=True)
     benchmark("gue", tmp_path / "run", options)
     folder = BenchmarkFolder.look(tmp_path / "run", "gue")
-    overlap = overlap_of(folder.path, None, "mouse/3", folder.records_of("mouse/3", "kmer")[0].facts["test_sha256"])
+    digest = folder.records_of("mouse/3", "kmer")[0].facts["test_sha256"]
+    assert overlap_of(folder.path, None, "mouse/3", digest, 23) is None
+    overlap = overlap_of(folder.path, None, "mouse/3", digest, 24)
     assert overlap is not None
     assert np.flatnonzero(overlap.exact).tolist() == [22]
     assert np.flatnonzero(overlap.reverse_complement).tolist() == [23]
@@ -179,7 +181,7 @@ def test_scores_without_test_rows_that_stand_in_train(tmp_path: Path) -> None:
     assert "\n| mouse/3 ≠ | mcc | 24 |" in text
     assert "2 same, 0 near, of 24" in text
     # Another test file is another question.
-    assert overlap_of(folder.path, None, "mouse/3", "another") is None
+    assert overlap_of(folder.path, None, "mouse/3", "another", 24) is None
 
 
 def test_paired_intervals_agree_with_scikit_learn_and_tell_models_apart() -> None:
@@ -195,10 +197,27 @@ def test_paired_intervals_agree_with_scikit_learn_and_tell_models_apart() -> Non
             expected = np.mean([function(true, p) for p in good]) - np.mean([function(true, p) for p in poor])
             assert interval.mean == pytest.approx(expected), (name, n_classes)
             assert 0 < interval.low < interval.mean < interval.high < 1
-            same = paired_interval(name, targets, good, good, n_classes)
+            # Seeds of one model are drawn apart from those of the other, so only equal seeds cancel.
+            same = paired_interval(name, targets, good[[0, 0]], good[[0, 0, 0]], n_classes)
             assert (same.low, same.mean, same.high) == pytest.approx((0, 0, 0))
             again = paired_interval(name, targets, good, poor, n_classes)
             assert again == interval
+
+
+def test_paired_intervals_hold_what_another_draw_of_rows_and_seeds_changes() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(60):
+        targets, easy = rng.integers(0, 2, 200), 1.8 + 1.5 * rng.normal(size=200)
+        # Two models of equal skill; rows differ in difficulty, and each training run is better or worse as a whole.
+        models = []
+        for _ in range(2):
+            skill = easy + 0.6 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(5, 200))
+            models.append(np.where(skill + 0.5 * rng.logistic(size=200) > 0, targets, 1 - targets))
+        interval = paired_interval("mcc", targets, *models, 2)
+        hits += interval.low <= 0 <= interval.high
+    # Nominally 57; 0.90 ± 0.04 where seeds are resampled with the rows, below 0.5 with the rows alone.
+    assert hits >= 48
 
 
 def test_scores_of_confusions_have_the_degenerate_cases_of_the_metrics() -> None:
@@ -241,7 +260,7 @@ def test_a_capped_model_does_not_make_another_one_incomparable(folder: Benchmark
     assert (rows["capped"]["comparable"], rows["capped"]["marks"]) == ("no", "*≠")
     assert rows["capped"]["why_not"] == "training rows capped by --max-train-rows"
     text = (folder.path / "report.md").read_text()
-    assert "\n| mouse/3 | mcc | 239 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* | 1.000 (0.000)\\*≠ |" in text
+    assert "\n| mouse/3 | mcc | 239 | 0.843? JanusDNA-72 | 1.000 (0.000)\\* | 1.000 (0.000)\\*≠ |" in text
     assert "- mouse/3: capped: training rows capped by --max-train-rows" in text
     assert "| ≠ | not comparable" in text
 
@@ -299,7 +318,8 @@ def test_pairs_of_frozen_models_have_a_table_a_picture_and_a_mean(folder: Benchm
     frozen, mine = text.partition("## Paired differences")[2].partition("## Test rows")[0].split("| task | ")[1:]
     assert frozen.startswith("frozen − kmer |\n")
     assert "\n| mouse/3 | +0.500\\* [+0." in frozen
-    assert "\n| mean over tasks | +0.400 [+0.200, +0.500] (5 tasks) |\n" in frozen
+    # 0.4 ± 2.776 · 0.2236 / √5, Student's t with 4 degrees of freedom.
+    assert "\n| mean over tasks | +0.400 [+0.122, +0.678] (5 tasks) |\n" in frozen
     # One task has the fine-tuned student: no mean, and no row of the others in its table and picture.
     assert mine.startswith("mine − frozen | mine − kmer |\n")
     assert "\n| tf/2 | -0.500\\* [-0." in mine
@@ -308,6 +328,24 @@ def test_pairs_of_frozen_models_have_a_table_a_picture_and_a_mean(folder: Benchm
     for name in ("differences", "differences-2"):
         assert (folder.path / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"(pictures/{name}.png)" in text
+
+
+def test_tasks_with_an_artefact_are_marked_and_left_out_of_means(folder: BenchmarkFolder) -> None:
+    targets = np.arange(40) % 2
+    for task, wrong in (("prom/prom_core_tata", 20), ("mouse/2", 4), ("mouse/3", 8)):
+        predicted = np.where(np.arange(40) < wrong, 1 - targets, targets)
+        add(folder, task, "mine", 0, targets, targets, "had")
+        add(folder, task, "places", 0, targets, predicted, "places")
+    write_report(folder, GUE, lambda name: None)
+    text = (folder.path / "report.md").read_text()
+    assert "\n| prom/prom_core_tata † | mcc | 40 |" in text
+    assert "\n- prom/prom_core_tata †: its negatives carry a TATA box stamped at one position" in text
+    assert "\n| † | the data set has an artefact" in text
+    assert "\n| all tasks here by mcc | 2 of 3 | 0.859? JanusDNA-72 | 1.000\\* | 0.700\\* |" in text
+    assert "\n| core promoters, 70 bp |" not in text
+    # +.2 and +.4, not +1.0: 0.3 ± 12.706 · 0.1.
+    assert "\n| mean over tasks | +0.300 [-0.971, +1.571] (2 tasks) |\n" in text
+    assert "no row of places-boosted (gradient boosting on letters at their places)" in text
 
 
 def test_the_command_can_be_pasted_into_a_shell(folder: BenchmarkFolder) -> None:
@@ -338,6 +376,6 @@ def test_scores_whose_predictions_are_gone_stay_in_the_report(folder: BenchmarkF
     folder.place(Unit("mouse/3", "a", 0)).unlink()
     write_report(folder, GUE, lambda name: None)
     text = (folder.path / "report.md").read_text()
-    assert "| mouse/3 ≠ | mcc | 10 | 0.828? Caduceus (Lindsey 2025) | 1.000 (0.000)\\* |" in text
+    assert "| mouse/3 ≠ | mcc | 10 | 0.843? JanusDNA-72 | 1.000 (0.000)\\* |" in text
     assert "mouse/3 ≠: its predictions are gone" in text
     assert write_report(BenchmarkFolder(folder.path / "empty"), GUE, lambda name: None) == []

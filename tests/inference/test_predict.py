@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from had.errors import UserError
 from had.inference.predict import predict
 from had.inference.prediction_files import Row, open_writer
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.prediction import TrainedOn
 from had.models.student import HADConfig, HADModel
 from tests.dying import dying_script
 
@@ -27,9 +29,9 @@ SMALL = HADConfig(
 )  # fmt: skip
 
 
-def make_model(folder: Path, task: str = "binary", classes: tuple[str, ...] = ("no", "yes")) -> Path:
+def make_model(folder: Path, task: str = "binary", classes: tuple[str, ...] = ("no", "yes"), **config: object) -> Path:
     torch.manual_seed(0)
-    model = HADForSequenceClassification(HADClassifierConfig(task, list(classes), student=SMALL))
+    model = HADForSequenceClassification(HADClassifierConfig(task, list(classes), student=SMALL, **config))
     torch.nn.init.normal_(model.head.weight)
     for parameter in model.student.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -143,6 +145,84 @@ def test_intervals_may_be_separated_by_spaces_as_for_had_finetune(tmp_path: Path
     (tmp_path / "a.bed").write_text("chr1 10 40 x\nchr1 20 50\n")
     run(make_model(tmp_path), tmp_path / "a.bed", tmp_path / "out.tsv", genome=tmp_path / "g.fa")
     assert [(row["id"], row["reason"]) for row in table(tmp_path / "out.tsv")] == [("x", ""), ("chr1:20-50", "")]
+
+
+def test_what_had_finetune_reads_is_read(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(f">chr1\n{'ACGTTGCA' * 10}\n")
+    names = [b"pic\xe9", "pic\u2028é".encode(), b"form\x0cfeed", b"a\x1cb"]
+    (tmp_path / "a.bed").write_bytes(b"".join(b"chr1\t10\t40\t" + name + b"\r\n" for name in names))
+    run(make_model(tmp_path), tmp_path / "a.bed", tmp_path / "out.parquet", genome=tmp_path / "g.fa")
+    from pyarrow import parquet
+
+    assert parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [
+        "picé",
+        "pic\u2028é",
+        "form\x0cfeed",
+        "a\x1cb",
+    ]
+
+
+def test_a_model_that_knows_positions_refuses_other_lengths_unless_they_are_taken_as_written(tmp_path: Path) -> None:
+    model = make_model(tmp_path, windows=4, trained_on=TrainedOn(6, 8))
+    (tmp_path / "a.fa").write_text(">a\nACGTAC\n>b\n\n>c\nACGTACGTA\n")
+    with pytest.raises(UserError, match=r"a\.fa, line 5: 9 bp, .* positions in sequences of 6 to 8 bp; .*--as-written"):
+        run(model, tmp_path / "a.fa", tmp_path / "out.tsv")
+    assert not (tmp_path / "out.tsv").exists()
+    run(model, tmp_path / "a.fa", tmp_path / "out.tsv", as_written=True)
+    assert [bool(row["reason"]) for row in table(tmp_path / "out.tsv")] == [False, True, False]
+    loaded = HADForSequenceClassification.from_pretrained(model)
+    with pytest.raises(UserError, match=r"sequence 1 has 9 bp, .* of 6 to 8 bp: .* as_written=True"):
+        loaded.predict(["ACGTAC", "ACGTACGTA"])
+    assert loaded.predict(["ACGTAC", "ACGTACGTA"], as_written=True).shape == (2, 2)
+    with pytest.raises(TypeError, match="mapping"):
+        loaded.predict({"a": "ACGTAC"})
+
+
+@pytest.mark.parametrize(
+    ("config", "command", "warning"),
+    [
+        ({"windows": 8}, "", "the model was trained on about 8 bp; these have 12 to 30 bp"),
+        ({}, "had finetune p.bed --width 20", "the model was trained on about 20 bp; these have 12 to 30 bp"),
+        (
+            {},
+            "had finetune p.bed",
+            "how intervals were cut in training is not stored with the model; these have 12 to 30",
+        ),
+    ],
+)
+def test_a_model_of_an_earlier_version_warns_with_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict, command: str, warning: str
+) -> None:
+    model = make_model(tmp_path, **config)
+    (model / "finetuning.json").write_text(json.dumps({"command": command}))
+    (tmp_path / "g.fa").write_text(f">chr1\n{'ACGTTGCA' * 10}\n")
+    (tmp_path / "a.bed").write_text("chr1\t10\t40\nchr1\t20\t32\n")
+    setup_logging(quiet=False)
+    options = {"genome": tmp_path / "g.fa", "device": "cpu", "threads": 1}
+    predict(model, tmp_path / "a.bed", tmp_path / "out.tsv", **options)
+    assert f"Warning: {warning}" in capsys.readouterr().err
+    predict(model, tmp_path / "a.bed", tmp_path / "out.tsv", as_written=True, **options)
+    assert "Warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [{}, {"shortest": 9, "longest": 3}, {"shortest": 1, "longest": "long"}, [1], "x"])
+def test_a_damaged_account_of_training_is_named(tmp_path: Path, values: object) -> None:
+    model = make_model(tmp_path, trained_on=TrainedOn(6, 8))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "trained_on": values}))
+    with pytest.raises(UserError, match=r"config\.json: .*trained_on"):
+        HADForSequenceClassification.from_pretrained(model)
+
+
+def test_equal_runs_give_equal_gzip_files_without_name_and_time(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "a.fa").write_text(">s\nACGT\n")
+    for name in ("one.tsv.gz", "two.tsv.gz"):
+        run(model, tmp_path / "a.fa", tmp_path / name)
+    data = (tmp_path / "one.tsv.gz").read_bytes()
+    assert data == (tmp_path / "two.tsv.gz").read_bytes()
+    assert data[:8] == b"\x1f\x8b\x08\0\0\0\0\0"
+    assert gzip.decompress(data).startswith(b"id\tprediction\t")
 
 
 def test_a_track_says_how_many_lines_it_has_and_what_they_show(
@@ -359,7 +439,7 @@ def test_a_scheduler_that_ends_prediction_leaves_no_part_of_a_table(tmp_path: Pa
     command = [sys.executable, str(tmp_path / "ended.py"), "predict", str(model), str(tmp_path / "a.fa")]
     options = ["--threads", "1", "--device", "cpu", "--out", str(tmp_path / "out/p.tsv")]
     result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 143, result.stderr
     assert "had: interrupted" in result.stderr
     assert "part" in result.stdout
     assert not list((tmp_path / "out").iterdir())

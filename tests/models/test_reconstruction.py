@@ -1,12 +1,13 @@
 """The decoder that reconstructs hidden letters, and masked-letter prediction with it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from had.models import CrossAttentionDecoder, HADConfig, HADForMaskedLM, HADModel
+from had.models import CrossAttentionDecoder, HADConfig, HADForMaskedLM, HADModel, reconstruction
 from had.models.reconstruction import hidden_and_visible_index
 
 CONFIG = HADConfig(
@@ -186,7 +187,7 @@ def test_logits_stand_at_masked_letters_and_nan_elsewhere(masked_lm):
     assert torch.equal(out.last_hidden_state, masked_lm.model(ids).last_hidden_state)
     for row in range(3):
         alone = masked_lm(ids[row : row + 1]).logits[0]
-        torch.testing.assert_close(out.logits[row], alone, rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert near(out.logits[row].nan_to_num(), alone.nan_to_num())
 
 
 def test_logits_are_those_of_the_decoder_as_training_calls_it(masked_lm):
@@ -208,7 +209,69 @@ def test_padding_changes_no_prediction(masked_lm, side):
     got = masked_lm(padded.numpy(), mask.numpy()).logits
     assert got[mask == 0].isnan().all()
     real = got[mask == 1].view(3, 24, 4)
-    torch.testing.assert_close(real, masked_lm(ids).logits, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert near(real.nan_to_num(), masked_lm(ids).logits.nan_to_num())
+
+
+WINDOW = 8
+"""Training window of the model below."""
+
+
+@pytest.fixture
+def short_trained(masked_lm) -> HADForMaskedLM:
+    """The same weights, with a decoder that was trained on short windows."""
+    config = replace(CONFIG, training_window=WINDOW)
+    short = HADForMaskedLM(HADModel(config)).eval()
+    short.load_state_dict(masked_lm.state_dict())
+    return short
+
+
+def test_an_input_of_the_training_length_is_decoded_as_a_whole(masked_lm, short_trained):
+    ids = masked_ids()[:, :WINDOW]
+    assert torch.equal(short_trained(ids).logits.nan_to_num(), masked_lm(ids).logits.nan_to_num())
+
+
+@pytest.mark.parametrize("length", [WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 3])
+def test_a_longer_input_is_decoded_as_each_block_alone(short_trained, length):
+    ids = torch.randint(7, 12, (3, length))
+    hidden = hidden_mask(3, length, length // 3)
+    hidden[0] = True  # blocks without a visible letter
+    hidden[1] = False
+    ids[hidden] = 3
+    out = short_trained(ids)
+    assert torch.equal(out.logits.isnan().all(-1), ~hidden)
+    for row, place in hidden.nonzero().tolist():
+        # Of the blocks that begin every quarter of a window, the one whose middle quarter has the letter, or an end's.
+        start = min(max(place // 2 * 2 - 3, 0), length - WINDOW)
+        block = slice(start, start + WINDOW)
+        query = torch.tensor([[place - start]])
+        features = out.last_hidden_state[row : row + 1, block]
+        alone = short_trained.decoder(features, query, key_mask=~hidden[row : row + 1, block])
+        assert near(out.logits[row, place], alone[0, 0])
+
+
+def test_many_blocks_are_decoded_some_at_a_time_with_the_same_result(short_trained, monkeypatch):
+    ids = torch.randint(7, 12, (1, 30 * WINDOW))
+    ids[:, ::3] = 3
+    got = short_trained(ids).logits[ids == 3]
+    monkeypatch.setattr(reconstruction, "BLOCKS_AT_ONCE", 1000)
+    assert near(got, short_trained(ids).logits[ids == 3])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_no_prediction_beyond_the_training_length(short_trained, side):
+    lengths = [3 * WINDOW + 5, WINDOW, WINDOW - 3, 2 * WINDOW, 1]
+    rows = [torch.where(torch.rand(n) < 0.4, 3, torch.randint(7, 12, (n,))) for n in lengths]
+    longest = 4 * WINDOW
+    ids, mask = torch.full((len(rows), longest), 3), torch.zeros(len(rows), longest)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[i, at], mask[i, at] = row, 1
+    got = short_trained(ids, mask).logits
+    assert got[mask == 0].isnan().all()
+    for i, row in enumerate(rows):
+        hidden = row == 3
+        if hidden.any():
+            assert near(got[i][mask[i] == 1][hidden], short_trained(row[None]).logits[0, hidden])
 
 
 def test_nothing_masked_gives_nan_everywhere(masked_lm):

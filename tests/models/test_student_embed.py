@@ -1,6 +1,7 @@
 """Embedding sequences: order, pooling, strands, layers, and independence of the batch."""
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
@@ -175,6 +176,12 @@ def test_the_maximum_over_a_long_sequence_is_taken_on_each_strand(short_sighted)
 
 
 def test_a_single_string_is_no_list(model):
+    with pytest.raises(TypeError, match=r"only the names would be read; pass list\(mapping.values\(\)\)"):
+        model.embed({"a": "ACGT"})
+    with pytest.raises(TypeError, match=r"pass one column of it, such as list\(table\['sequence'\]\)"):
+        model.embed(pyarrow.table({"sequence": ["ACGT"]}))
+    with pytest.raises(TypeError, match="single string"):
+        model.embed(b"ACGT")
     with pytest.raises(TypeError, match="list"):
         model.embed("ACGT")
 

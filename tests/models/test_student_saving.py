@@ -104,7 +104,7 @@ def test_missing_and_cut_files_are_named(folder, name):
         ("[]", "JSON object"),
         ('{"model_type": "esm"}', "'esm'"),
         ('{"model_type": "had", "hiden_size": 3}', "hiden_size"),
-        ('{"model_type": "had", "hidden_size": "x"}', "not allowed"),
+        ('{"model_type": "had", "hidden_size": "x"}', r"config\.json: .hidden_size.: expected a whole number"),
         ('{"model_type": "had", "hidden_size": 0}', "hidden_size"),
     ],
 )

@@ -74,9 +74,7 @@ def test_a_decay_to_nothing_forgets_and_gives_finite_gradients(backend: str) -> 
         case, **{name: getattr(case, name)[:, 20:] for name in ("q", "k", "v", "g", "beta", "do")},
         initial_state=torch.zeros_like(case.initial_state),
     )  # fmt: skip
-    second = run(gated_delta_rule, alone, torch.float32)
-    torch.testing.assert_close(whole["o"][:, 20:], second["o"], rtol=0, atol=2e-6)
-    torch.testing.assert_close(whole["dv"][:, 20:], second["dv"], rtol=0, atol=2e-6)
+    assert_close({name: whole[name][:, 20:] for name in ("o", "dv")}, reference(alone))
 
 
 def test_in_float64_it_is_the_definition_to_rounding(backend: str) -> None:
@@ -178,8 +176,10 @@ def test_strided_inputs_give_the_same_numbers(backend: str, layout: str) -> None
     )
     upstream = case.do.float().transpose(1, 2).contiguous().transpose(1, 2)
     gradients = torch.autograd.grad([o, state], leaves, [upstream, case.dstate.float()])
-    for name, found in zip(NAMES, (o, state, *gradients), strict=True):
-        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-6)
+    found = dict(zip(NAMES, (o.detach(), state.detach(), *gradients), strict=True))
+    assert_close(found, reference(case))
+    if backend == "cpu":  # its loops read any strides in one order; PyTorch's products need not
+        assert all(torch.equal(found[name], expected[name]) for name in NAMES)
 
 
 def test_an_expanded_upstream_gradient_is_read_correctly(backend: str) -> None:
@@ -188,9 +188,9 @@ def test_an_expanded_upstream_gradient_is_read_correctly(backend: str) -> None:
     expected = reference(case)
     leaves = [x.float().requires_grad_() for x in case.inputs()]
     gated_delta_rule(*leaves[:5], initial_state=leaves[5], use_qk_l2norm_in_kernel=True)[0].sum().backward()
-    for name, leaf in zip(NAMES[2:], leaves, strict=True):
-        assert leaf.grad is not None
-        torch.testing.assert_close(leaf.grad.double(), expected[name], rtol=1e-4, atol=1e-4)
+    found = {name: leaf.grad for name, leaf in zip(NAMES[2:], leaves, strict=True) if leaf.grad is not None}
+    assert found.keys() == set(NAMES[2:])
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("B", "L"), [(0, 7), (2, 0), (0, 0)])
@@ -238,12 +238,11 @@ def test_padding_without_decay_or_write_is_an_exact_identity(backend: str, side:
     inside = slice(21, None) if side == "left" else slice(0, 45)
     for name in ("dq", "dk", "dv", "dg", *(["dbeta"] if side == "right" else [])):
         assert not whole[name][:, outside].any(), name
-    for name in NAMES[:7]:
-        found = whole[name] if name == "state" else whole[name][:, inside]
-        if backend == "chunked":
-            torch.testing.assert_close(found, alone[name], rtol=0, atol=1e-5)
-        else:
-            assert torch.equal(found, alone[name]), name
+    found = {name: whole[name] if name == "state" else whole[name][:, inside] for name in NAMES[:7]}
+    if backend == "chunked":
+        assert_close(found, reference(real))
+    else:
+        assert all(torch.equal(found[name], alone[name]) for name in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -258,7 +257,7 @@ def test_half_precision_is_computed_in_float32_and_returned_in_its_dtype(backend
     assert state is not None
     assert expected_state is not None
     assert state.dtype == torch.float32
-    torch.testing.assert_close(state, expected_state, rtol=1e-5, atol=1e-5)
+    assert_close({"state": state}, {"state": expected_state})
     assert (o.float() - expected).abs().max() <= torch.finfo(dtype).eps * expected.abs().max()
 
 

@@ -1,5 +1,7 @@
 """The objective sees only what it may, and its sums are what their definition says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from had.baselines.alignment import KmerTable
 from had.dna.alphabet import GROUP, kmer_indices
 from had.dna.genome import Genome
 from had.dna.masking import expand, group_masks
+from had.models.reconstruction import CrossAttentionDecoder, HADForMaskedLM
 from had.models.student import HADConfig, HADModel
 from had.models.teachers import random_teacher
 from had.training.data import DataConfig, WindowData
@@ -141,6 +144,23 @@ def test_nucleotide_granularity_compares_every_letter_with_its_group(teacher) ->
     assert float(made(batch)["loss_align"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_windows_longer_than_those_of_training_are_decoded_in_blocks() -> None:
+    codes, hidden = windows()
+    made = module(w_align=0.0)
+    batch = windows_to_batch(codes, hidden)
+    whole = float(made(batch)["loss_rec"])
+    made.student.config = replace(SMALL, training_window=WINDOW // 4)
+    decoder = CrossAttentionDecoder(made.student.config)
+    decoder.load_state_dict(made.decoder.state_dict())
+    made.decoder = decoder
+    logits = HADForMaskedLM(made.student, decoder)(batch["input_ids"]).logits[torch.from_numpy(hidden)]
+    expected = float(F.cross_entropy(logits, torch.from_numpy(codes[hidden]).long(), reduction="sum"))
+    sums = made(batch)
+    assert float(sums["loss_rec"]) == pytest.approx(expected, rel=1e-5)
+    assert int(sums["acc_rec"]) == int((logits.argmax(-1).numpy() == codes[hidden]).sum())
+    assert abs(whole - expected) > 0.01 * expected
+
+
 def test_single_terms_leave_the_other_out(teacher) -> None:
     codes, hidden = windows()
     alone = module(w_rec=0)
@@ -159,6 +179,15 @@ def test_window_of_one_group_has_no_alignment_and_a_finite_reconstruction(teache
     assert float(sums["loss_align"]) == 0
     (sums["loss_align"] + sums["loss_rec"]).backward()
     assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
+
+
+def test_a_group_with_any_hidden_letter_counts_as_masked() -> None:
+    codes = np.zeros((1, 18), dtype=np.uint8)
+    hidden = np.zeros((1, 18), dtype=bool)
+    hidden[0, 7] = True
+    batch = windows_to_batch(codes, hidden)
+    assert batch["aligned"].tolist() == [[True, False, True]]
+    assert batch["hidden_groups"].tolist() == [[False, True, False]]
 
 
 def data(seed: int = 0, **options) -> WindowData:
@@ -181,13 +210,34 @@ def test_contextual_target_is_the_feature_minus_its_6mer_mean(teacher) -> None:
     assert torch.allclose(batch["target"], features - table.means[index], atol=1e-6)
 
 
-def test_table_is_fitted_on_visible_training_groups_only(teacher) -> None:
+@pytest.mark.parametrize("target", ["full", "contextual"])
+def test_the_constant_beside_a_contextual_target_is_the_table_that_it_subtracts(teacher, target: str) -> None:
     windows_of_run = data()
-    table = fit_table(teacher, windows_of_run, ObjectiveConfig(fit_windows=40), torch.device("cpu"))
+    config = ObjectiveConfig(w_rec=0, align_target=target, fit_windows=32)
+    table = fit_table(teacher, windows_of_run, config, torch.device("cpu"))
+    made = DistillationModule(HADModel(SMALL), WIDTH, config)
+    baselines = DistillationObjective(made, teacher, table, windows_of_run, {}).scores()["loss_align"].baselines
+    assert (baselines["mean_vector"] == baselines["kmer_table"]).all() == (target == "contextual")
+
+
+@pytest.mark.parametrize(("positions", "view"), [("visible", "masked"), ("masked", "full"), ("all", "full")])
+def test_table_and_target_are_of_the_aligned_training_groups_as_the_teacher_sees_them(
+    teacher, positions: str, view: str
+) -> None:
+    windows_of_run = data()
+    config = ObjectiveConfig(align_positions=positions, teacher_view=view, fit_windows=40)
+    table = fit_table(teacher, windows_of_run, config, torch.device("cpu"))
+    made = DistillationModule(HADModel(SMALL), WIDTH, config)
+    objective = DistillationObjective(made, teacher, table, windows_of_run, {})
+    batch = objective.prepare(objective.batch(np.arange(3)))
+    hidden = torch.from_numpy(windows_of_run.train(np.arange(3))[1])[:, ::GROUP]
+    aligned = {"visible": ~hidden, "masked": hidden, "all": hidden | ~hidden}[positions]
+    features = normalise_features(teacher.features(batch["codes"], hidden if view == "masked" else None))
+    assert torch.allclose(batch["target"], features[aligned], atol=1e-6)
     expected = KmerTable(WIDTH)
     for i in range(40):
-        batch = windows_to_batch(*windows_of_run.train(np.array([i])))
-        features = teacher_features(teacher, batch, "masked")
+        batch = windows_to_batch(*windows_of_run.train(np.array([i])), positions)
+        features = teacher_features(teacher, batch, view)
         expected.update(features, kmer_indices(batch["codes"].numpy()), batch["aligned"])
     assert torch.equal(table.counts, expected.counts)
     assert torch.allclose(table.sums, expected.sums, atol=1e-4)

@@ -453,6 +453,37 @@ def test_nothing_is_written_where_data_or_model_are_wrong(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *[(name, text) for name in ("training.json", "finetuning.json") for text in ("", "[]", "[" * 100_000)],
+        ("training.json", '{"teacher_licence": 3.5}'),
+        ("finetuning.json", '{"base": []}'),
+        ("finetuning.json", '{"base": {"pretraining": {"teacher": {}}}}'),
+        ("finetuning.json", '{"base": {"finetuned_before": ["x"]}}'),
+    ],
+)
+def test_what_a_base_model_says_of_its_licence_is_not_lost_where_the_file_is_damaged(
+    tmp_path: Path, file: str, content: str
+) -> None:
+    HADModel(SMALL).save_pretrained(tmp_path / "student")
+    (tmp_path / "student" / file).write_text(content)
+    data = write_rows(tmp_path / "a.csv", two_classes(20))
+    with pytest.raises(UserError, match=file.replace(".", r"\.")):
+        finetune(config(data, model=str(tmp_path / "student")), tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_resumed_in_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_rows(tmp_path / "a.csv", two_classes(20))
+    settings = config(data, training=dataclasses.replace(QUICK, precision="auto"))
+    monkeypatch.setattr("had.training.devices.native_bf16", lambda _: True)
+    finetune(settings, tmp_path / "run", dataclasses.replace(OPTIONS, stop_after=1))
+    monkeypatch.setattr("had.training.devices.native_bf16", lambda _: False)
+    with pytest.raises(UserError, match=r"bf16 there and float32 here \(pass training.precision=bf16\)"):
+        finetune(settings, tmp_path / "run", dataclasses.replace(OPTIONS, resume="auto"))
+
+
 def test_data_that_no_model_can_learn_from_are_refused_in_words(tmp_path: Path) -> None:
     for task, label in (("auto", "1"), ("regression", "0.5"), ("multilabel", "a;b")):
         data = write_rows(tmp_path / "n.csv", [f"NNNN,{label}"] * 9)
@@ -538,8 +569,8 @@ def test_what_is_said_of_the_data_lets_mistakes_be_seen(tmp_path: Path) -> None:
 
 def test_labels_that_are_names_of_rows_are_told_from_too_few_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
-    (tmp_path / "a.fa").write_text("".join(f">sp|P{i}|GENE_{i}\n{sequence(rng, 0.5)}\n" for i in range(30)))
-    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .* follow the last \| of"):
+    (tmp_path / "a.fa").write_text("".join(f">P{i}|GENE_{i}\n{sequence(rng, 0.5)}\n" for i in range(30)))
+    with pytest.raises(UserError, match=r"a\.fa: each of the 30 labels \(GENE_0, .*in FASTA >name\|label"):
         load_data(tmp_path / "a.fa")
     rows = [f"{row},{'train' if i else ''}" for i, row in enumerate(two_classes(9))]
     with pytest.raises(UserError, match="line 2: the split of this row is empty; it is none of train, dev, test"):

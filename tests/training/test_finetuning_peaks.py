@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from had.dna.alphabet import encode_bytes
+import had
+from had.console import setup_logging
+from had.dna.alphabet import decode, encode_bytes
 from had.dna.genome import Genome
 from had.errors import UserError
-from had.inference.predict import bed_records
+from had.inference.predict import bed_records, predict
+from had.models.prediction import TrainedOn
 from had.models.student import HADConfig
 from had.training.finetuning import finetune, read_data
 from had.training.finetuning_config import FinetuneConfig
@@ -74,6 +77,69 @@ def test_what_was_trained_on_is_what_is_predicted_on_either_strand(files: tuple[
         assert {tuple(encode_bytes(record.sequence.encode())) for record in records} <= trained
     assert 0.4 < data.facts["auroc_of_gc_content"] < 0.6
     assert "GC content alone" in found.notes[-1]
+
+
+def test_intervals_are_predicted_as_they_were_cut_in_training(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wide peaks whose summit is off their middle."""
+    rows = [row.split("\t") for row in files[0].read_text().splitlines()]
+    peaks = tmp_path / "p.narrowPeak"
+    peaks.write_text(
+        "".join(
+            f"{contig}\t{start}\t{int(start) + 100 + i}\t{name}\t0\t{'+-.'[i % 3]}\t1\t1\t1\t26.0\n"
+            for i, (contig, start, _, name) in enumerate(rows)
+        )
+    )
+    finetune(config((peaks, files[1]), peaks=PeaksConfig(width=50)), tmp_path / "run", OPTIONS)
+    trained_on = {"shortest": 50, "longest": 50, "width": 50, "anchor": "summit"}
+    assert json.loads((tmp_path / "run/model/finetuning.json").read_text())["trained_on"] == trained_on
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "Training rows have 50 bp, cut around the summits (middles where there is none) of peaks" in card
+    setup_logging(quiet=False)
+    for name, path, as_written in (("cut", peaks, False), ("raw", peaks, True), ("windows", "run/peaks.bed", True)):
+        predict(
+            tmp_path / "run", tmp_path / path, tmp_path / f"{name}.tsv",
+            genome=files[1], as_written=as_written, device="cpu", threads=1,
+        )  # fmt: skip
+    said = capsys.readouterr().err
+    assert "intervals are cut to 50 bp around their summits (middles where there is none), as in training" in said
+    assert "Warning" not in said
+    found = {
+        name: dict(line.split("\t")[::2][:2] for line in (tmp_path / f"{name}.tsv").read_text().splitlines()[1:])
+        for name in ("cut", "raw", "windows")
+    }
+    assert found["cut"] == found["windows"]
+    assert all(found["raw"][name] != p for name, p in found["cut"].items())
+    predict(tmp_path / "run", files[0], tmp_path / "bed.tsv", genome=files[1], device="cpu", threads=1)
+    (tmp_path / "a.fa").write_text(">a\nACGTACGT\n>b\n" + "ACGTA" * 10 + "\n")
+    predict(tmp_path / "run", tmp_path / "a.fa", tmp_path / "fa.tsv", device="cpu", threads=1)
+    said = capsys.readouterr().err
+    assert said.count("Warning: ") == 1
+    assert "1 of 2 sequences are shorter or longer than all training rows" in said
+    assert "the model was trained on 50 bp; these have 8 to 50 bp" in said
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 sequences .* training rows \(50 bp\); the first is sequence 0 with 8"
+    ):
+        had.load(tmp_path / "run").predict(["ACGTACGT", "ACGTA" * 10])
+
+
+def test_a_model_trained_on_middles_does_not_take_summits(files: tuple[Path, Path], tmp_path: Path) -> None:
+    genome = Genome.open([str(files[1])], progress=False)
+    row = "c0\t1000\t1400\tp\t0\t.\t1\t1\t1\t{}\n"
+    (tmp_path / "a.narrowPeak").write_text(row.format(20) + row.format("-7") + row.format(-1) + "c0\t0\t4\n")
+    cut = {
+        anchor: list(bed_records(tmp_path / "a.narrowPeak", genome, TrainedOn(30, 30, 30, anchor)))
+        for anchor in ("summit", "middle")
+    }
+    contig = decode(genome.codes[:2000])
+    assert [record.sequence for record in cut["summit"]] == [contig[1005:1035], *[contig[1185:1215]] * 2, ""]
+    assert [record.sequence for record in cut["middle"]] == [*[contig[1185:1215]] * 3, ""]
+    assert [bool(record.fault) for record in cut["summit"]] == [False, True, False, False]
+    assert cut["summit"][3].problem == "its window of 30 bp reaches beyond c0 (20,000 bp)"
+    # Training cuts longer rows to their middle max_length.
+    short = list(bed_records(tmp_path / "a.narrowPeak", genome, TrainedOn(10, 10, 30)))
+    assert short[0].sequence == contig[1195:1205]
 
 
 def test_a_single_contig_is_split_by_position(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """A run that is stopped, killed or damaged goes on as if nothing had happened."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from had.models import HADModel
 from tests.dying import dying_script
-from tests.training.conftest import TINY_TEACHER, Command
+from tests.training.conftest import TINY_STUDENT, TINY_TEACHER, Command
 
 STEPS = 14
 
@@ -95,3 +97,23 @@ def test_damaged_checkpoint_named_by_the_user_is_refused(
     assert "step-00000004" in again.stderr
     assert "Traceback" not in again.stderr
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_student_knows_its_training_window_also_where_the_run_began_without_it(
+    small_genome: Path, run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ("pretrain", "laptop", "--genome", small_genome, "--out", out, "--steps", "6", "--device", "cpu")
+    more = (*TINY_STUDENT, "objective.w_align=0")
+    assert run(*words, "--stop-after", "4", *more)[0] == 0
+    recipe = (out / "config.yaml").read_text()
+    assert "  training_window: 60\n" in recipe
+    (out / "config.yaml").write_text(recipe.replace("  training_window: 60\n", ""))
+    code, text = run(*words, "--resume", "auto", *more)
+    assert code == 0, text
+    assert HADModel.from_pretrained(out).config.training_window == 60
+    assert "windows: 60 bp" in (out / "model" / "README.md").read_text()
+    config = json.loads((out / "model" / "config.json").read_text())
+    del config["training_window"]
+    (out / "model" / "config.json").write_text(json.dumps(config))
+    assert HADModel.from_pretrained(out).config.training_window == 1020

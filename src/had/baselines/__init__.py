@@ -1,4 +1,4 @@
-"""What has to be beaten: Markov chains, means of 6-mers, k-mer logistic regression.
+"""What has to be beaten: Markov chains, means of 6-mers, k-mer logistic regression, letters at their places.
 
 Names are resolved when first used: training needs the first two and should not wait for scikit-learn to load.
 """
@@ -14,6 +14,8 @@ _HOME = {
     "LogisticFit": "logistic",
     "MarkovModel": "markov",
     "MeanVector": "alignment",
+    "PlacesBoosting": "places",
+    "PlacesLogisticRegression": "places",
     "Scores": "markov",
     "fit_logistic": "logistic",
 }

@@ -9,7 +9,7 @@ from had.errors import RunFault
 
 @dataclass(frozen=True)
 class Check:
-    """One held-out loss beside its trivial predictor's; the interval is a 95 % bootstrap over windows."""
+    """One held-out loss beside its trivial predictor's; the interval is a 95 % bootstrap over blocks of windows."""
 
     metric: str
     """Key in the run's ``validation.json``."""
@@ -58,7 +58,7 @@ def judge(validation: Mapping[str, Any]) -> list[Check]:
     Raises
     ------
     had.errors.RunFault
-        If the run did not measure one of them.
+        If the run did not measure one of them, or on one window only.
     """
     checks = []
     for metric, reference, words, reference_words in _ASKED:
@@ -66,6 +66,8 @@ def judge(validation: Mapping[str, Any]) -> list[Check]:
         if reference not in entry.get("difference", {}):
             raise RunFault(f"the run did not compare {metric} with {reference}: nothing can be said of learning")
         difference, low, high = entry["difference"][reference]
+        if low is None:
+            raise RunFault(f"{metric} was measured on one held-out window, which gives no interval; validate on more")
         checks.append(
             Check(
                 metric,

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.alphabet import N
 from had.dna.fasta import read_fasta
 from had.dna.store import Contig, Layout, cache_folder, lay_out, open_store
 from had.errors import UserError
+from had.files import expand_user
 
 __all__ = ["Contig", "Genome"]
 
@@ -82,9 +83,9 @@ class Genome:
         files = [paths] if isinstance(paths, str | PathLike) else list(paths)
         if not files:
             raise UserError("no genome was named; give at least one FASTA file")
-        resolved = [Path(file).expanduser() for file in files]
+        resolved = [expand_user(file) for file in files]
         layout, codes = open_store(resolved, cache_folder(cache), progress)
-        return cls(layout, codes, ", ".join(map(str, files)))
+        return cls(layout, codes, some_of(files))
 
     @classmethod
     def from_sequences(cls, sequences: Mapping[str, str]) -> "Genome":
@@ -156,9 +157,7 @@ class Genome:
         guesses = [guess for guess in (twin, twins.get(twin), twins.get(name)) if guess in self._by_name]
         guesses = guesses or get_close_matches(name, self._by_name, n=1)
         hint = f"; did you mean {guesses[0]!r}?" if guesses else ""
-        shown = ", ".join(list(self._by_name)[:_NAMES_SHOWN])
-        more = f" and {len(self.contigs) - _NAMES_SHOWN} more" if len(self.contigs) > _NAMES_SHOWN else ""
-        raise UserError(f"{self.source} has no record {name!r}{hint} (it has {shown}{more})")
+        raise UserError(f"{self.source} has no record {name!r}{hint} (it has {some_of(self._by_name, _NAMES_SHOWN)})")
 
     @cached_property
     def acgt_runs(self) -> NDArray[np.int64]:

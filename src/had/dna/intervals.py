@@ -4,18 +4,18 @@ Coordinates are 0-based half-open. Spans are int64 arrays (n, 2) of *global* pos
 (`had.dna.genome.Genome`).
 """
 
-import re
+import warnings as python_warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
-from had.dna.fasta import read_blocks
+from had.console import some_of
+from had.dna.bed import fitting_rows
 from had.dna.genome import Contig, Genome
-from had.dna.spans import Spans, acgt_stretches, intersect, merge, n_bases, subtract, tile
+from had.dna.spans import Spans, acgt_stretches, global_spans, intersect, merge, n_bases, subtract, tile
 from had.errors import UserError
 
 __all__ = ["SPLITS", "Interval", "Splits", "acgt_stretches", "make_splits", "read_bed", "tile"]
@@ -34,9 +34,6 @@ HELD_OUT_PART = 20
 """Without a split or named contigs, the last 1/20 of a record is held out …"""
 HELD_OUT_WINDOWS = 100
 """… if the record is at least this many windows long."""
-BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
-"""Names of files of intervals end so, perhaps with ``.gz`` after it, in any case."""
-_DIGITS = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -62,81 +59,43 @@ class Splits:
 
 
 def read_bed(path: str | PathLike[str], genome: Genome) -> list[Interval]:
-    """Intervals of a BED file (plain or gzip) as written, checked against a genome.
+    """Read the intervals of a BED file (plain or gzip) that a genome has, as written.
 
-    Comments, blank, ``track`` and ``browser`` lines are skipped. The optional fourth column is the split
-    (train, valid, validation, val, dev or test, in any case) if it is one in *every* row; if it is one in no
-    row, it holds names of features, which are not read, and every split is None.
+    Comments, blank, ``track`` and ``browser`` lines are skipped. Intervals on contigs that the genome lacks and empty
+    ones are left out, with a Python warning. The optional fourth column is the split (train, valid, validation, val,
+    dev or test, in any case) if it is one in *every* row; if it is one in no row, it holds names of features, which are
+    not read, and every split is None.
 
     Raises
     ------
     had.errors.UserError
-        If there is no row, or a row has fewer than three columns, a coordinate that is no number, an empty
-        interval, an end beyond its contig, a contig that the genome lacks, or no split where other rows have
-        one. The message names file and line.
+        If no row is left, or a row has fewer than three columns, a coordinate that is not a number, an interval that
+        reaches outside its contig, or no split where other rows have one. The message names file and line.
     """
-    rows: list[Interval] = []
-    words: list[str] = []
-    text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
-    for line, row in enumerate(text.splitlines(), start=1):
-        if not has_interval(row):
-            continue
-        interval, columns = parse_bed_row(row, f"{path}, line {line:,}", line, genome)
-        rows.append(interval)
-        words.append(columns[3] if len(columns) > 3 else "")
+    intervals, notes = _intervals(path, genome)
+    for note in notes:
+        python_warnings.warn(note, stacklevel=2)
+    return intervals
+
+
+def _intervals(path: str | PathLike[str], genome: Genome) -> tuple[list[Interval], list[str]]:
+    """Intervals as `read_bed` gives them, and what was left out."""
+    rows, notes = fitting_rows(path, genome)
     if not rows:
-        raise UserError(f"{path} has no interval; give rows of contig, start and end")
+        raise UserError(
+            "; ".join([f"{path} has no interval of this genome; give rows of contig, start and end", *notes])
+        )
+    words = [row.columns[3] if len(row.columns) > 3 else "" for row in rows]
     splits = [_SPLIT_OF_WORD.get(word.lower()) for word in words]
-    if not any(splits):
-        return rows
-    for interval, word, split in zip(rows, words, splits, strict=True):
-        if split is None:
+    for row, word, split in zip(rows, words, splits, strict=True):
+        if split is None and any(splits):
             raise UserError(
-                f"{path}, line {interval.line:,}: the fourth column is {word!r}, but other rows have a split "
+                f"{path}, line {row.line:,}: the fourth column is {word!r}, but other rows have a split "
                 "there; use train, validation or test in every row"
             )
-    return [replace(interval, split=split) for interval, split in zip(rows, splits, strict=True)]
-
-
-def is_bed(path: Path) -> bool:
-    """Whether a file's name is that of a BED, narrowPeak or broadPeak file, plain or gzip."""
-    return path.name.lower().removesuffix(".gz").endswith(BED_SUFFIXES)
-
-
-def has_interval(row: str) -> bool:
-    """Whether a line of a BED file is a row, and no blank, comment, ``track`` or ``browser`` line."""
-    return bool(row.strip()) and not row.startswith("#") and row.split(maxsplit=1)[0] not in ("track", "browser")
-
-
-def parse_bed_row(row: str, where: str, line: int, genome: Genome) -> tuple[Interval, list[str]]:
-    """Interval of a BED row, and its columns as text.
-
-    Raises
-    ------
-    had.errors.UserError
-        As `read_bed`; ``where`` begins the message.
-    """
-    columns = [column.strip() for column in row.split("\t")] if "\t" in row else row.split()
-    if len(columns) < 3:
-        raise UserError(f"{where}: a row has contig, start and end, separated by tabs; got {row[:60]!r}")
-    for name, value in zip(("start", "end"), columns[1:3], strict=True):
-        if not _DIGITS.fullmatch(value):
-            raise UserError(
-                f"{where}: the {name} {value!r} is not a whole number; start a line of column names with '#'"
-            )
-    name, start, end = columns[0], int(columns[1]), int(columns[2])
-    if start >= end:
-        raise UserError(f"{where}: the interval is empty: start {start:,} is not below end {end:,}")
-    try:
-        contig = genome.contig(name)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    if end > contig.length:
-        raise UserError(
-            f"{where}: the end {end:,} lies beyond the end of {name} ({contig.length:,} bp); "
-            "is this BED made for another assembly?"
-        )
-    return Interval(name, start, end, None, line), columns
+    return [
+        Interval(row.contig, row.start, row.end, split, row.line) for row, split in zip(rows, splits, strict=True)
+    ], notes
 
 
 def make_splits(
@@ -178,8 +137,7 @@ def make_splits(
     """
     if stretch is not None and (bed is None or stretch < 1):
         raise UserError(f"--stretch {stretch} lengthens the rows of a BED file: give --bed, and 1 bp or more")
-    warnings: list[str] = []
-    intervals = None if bed is None else read_bed(bed, genome)
+    intervals, warnings = (None, []) if bed is None else _intervals(bed, genome)
     spans = {split: np.zeros((0, 2), dtype=np.int64) for split in SPLITS}
     if intervals is None:
         spans["train"] = _contig_spans(genome.contigs)
@@ -193,7 +151,7 @@ def make_splits(
             _refuse_overlaps(intervals, genome, str(bed))
         for split in SPLITS:
             rows = [interval for interval in intervals if (interval.split or "train") == split]
-            spans[split] = merge(_global_spans(rows, genome))
+            spans[split] = merge(global_spans(rows, genome))
         if not len(spans["train"]):
             raise UserError(f"{bed} has no row of the split train; there is nothing to train on")
         warnings += _shared_bases(spans)
@@ -222,9 +180,9 @@ def _hold_out_contigs(spans: dict[str, Spans], genome: Genome, valid: Sequence[s
         contigs = _contig_spans(sorted({genome.contig(name) for name in names}, key=lambda c: c.offset))
         spans[split] = merge(np.concatenate([spans[split], intersect(spans["train"], contigs)]))
         spans["train"] = subtract(spans["train"], contigs)
-        said += f"; {split}: {', '.join(names)}"
+        said += f"; {split}: {some_of(names)}"
         if not len(spans["train"]):
-            raise UserError(f"{genome.source}: holding out {', '.join(names)} leaves nothing to train on")
+            raise UserError(f"{genome.source}: holding out {some_of(names)} leaves nothing to train on")
     return said
 
 
@@ -271,15 +229,9 @@ def _stretched(interval: Interval, stretch: int, genome: Genome) -> Interval:
     return replace(interval, end=min(interval.start + stretch, genome.contig(interval.contig).length))
 
 
-def _global_spans(intervals: Sequence[Interval], genome: Genome) -> Spans:
-    offsets = [genome.contig(interval.contig).offset for interval in intervals]
-    local = [(interval.start, interval.end) for interval in intervals]
-    return np.array(local, dtype=np.int64).reshape(-1, 2) + np.array(offsets, dtype=np.int64)[:, None]
-
-
 def _refuse_overlaps(intervals: Sequence[Interval], genome: Genome, file: str) -> None:
     """Refuse rows of different splits that share bases."""
-    spans = _global_spans(intervals, genome)
+    spans = global_spans(intervals, genome)
     reach: dict[str | None, tuple[int, Interval]] = {}
     for i in np.argsort(spans[:, 0], kind="stable"):
         row = intervals[i]

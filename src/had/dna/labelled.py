@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna import alphabet
-from had.dna.labelled_records import MISSING, Record
-from had.dna.labelled_rows import iterate_records
+from had.dna.labelled_records import Record, is_missing
+from had.dna.labelled_rows import class_files, iterate_records
 from had.dna.labelled_tasks import LabelledRow, plain_number, sorted_names
 from had.errors import UserError
 
@@ -61,13 +62,12 @@ class LabelledSequences:
     def summary(self) -> str:
         """One line for people: rows, classes, dropped rows with their reasons."""
         sizes = np.bincount(self.labels, minlength=len(self.classes))
-        text = f"{self.source}: {len(self):,} rows; " + ", ".join(
+        text = f"{self.source}: {len(self):,} rows; " + some_of(
             f"{name} {size:,}" for name, size in zip(self.classes, sizes, strict=True)
         )
         for reason in sorted({row.reason for row in self.dropped}):
             lines = [str(row.line) for row in self.dropped if row.reason == reason]
-            shown = ", ".join(lines[:5]) + (", …" if len(lines) > 5 else "")
-            text += f"; {len(lines):,} dropped for {reason} (line {shown})"
+            text += f"; {len(lines):,} dropped for {reason} (line {some_of(lines)})"
         return text
 
 
@@ -75,9 +75,9 @@ def read_labelled(path: str | PathLike[str], classes: Sequence[str] | None = Non
     """Read labelled sequences, one class each.
 
     In a table the first line names the columns (any case): ``sequence`` or ``seq``, and ``label``. The separator
-    is a tab where the first line has one, else a comma. FASTA headers end in ``|label`` or hold ``label=…``.
-    Rows without a sequence or without a label (empty, NaN, NA, N/A, null) are dropped and listed. Labels are compared
-    as text, whole numbers in the form ``1`` (so that 1 and 1.0 are one class).
+    is a tab where the first line has one, else a comma. FASTA headers are ``name|label`` or hold ``label=…``. Rows
+    without a sequence or without a label (empty, or a word that pandas reads as missing, such as NA) are dropped and
+    listed. Labels are compared as text, whole numbers in the form ``1`` (so that 1 and 1.0 are one class).
 
     Parameters
     ----------
@@ -183,12 +183,12 @@ def sort_out(
     rows: list[LabelledRow] = []
     dropped: list[DroppedRow] = []
     # A folder called NA is a class.
-    missing = set() if empty_label_is_one or path.is_dir() else MISSING
+    may_be_missing = not (empty_label_is_one or path.is_dir())
     for record in records:
         if not record.sequence:
             dropped.append(DroppedRow(record.line, "an empty sequence", record.split))
-        elif record.label is None or record.label.lower() in missing:
-            dropped.append(DroppedRow(record.line, "a missing label", record.split))
+        elif record.label is None or (may_be_missing and is_missing(record.label)):
+            dropped.append(DroppedRow(record.line, record.problem or "a missing label", record.split))
         else:
             _check_letters(path, record)
             label = plain_number(record.label)
@@ -219,7 +219,7 @@ def find_splits(folder: str | PathLike[str], none_is_an_error: bool = True) -> d
             for name in SPLIT_NAMES[split]
             for suffix in (*_SUFFIXES, "")
             for path in here[f"{name}{suffix}"]
-            if (path.is_file() if suffix else any(path.glob("*/*.txt")))
+            if (path.is_file() if suffix else class_files(path))
         ]
         if len(found) > 1:
             raise UserError(f"{folder} has both {found[0].name} and {found[1].name}; keep one file for {split}")
@@ -256,7 +256,7 @@ def _assemble(
         if row.label not in index:
             raise UserError(
                 f"{path}, line {row.line}: the label {row.label!r} is none of the classes "
-                f"{', '.join(classes)}; correct it or leave the row out"
+                f"{some_of(classes)}; correct it or leave the row out"
             )
     return LabelledSequences(
         sequences=tuple(row.sequence for row in rows),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from had.console import some_of
 from had.errors import UserError
 
 SEQUENCE_COLUMNS = ("sequence", "seq")
@@ -12,15 +13,18 @@ _ID_COLUMNS = ("id", "name")
 _CONTIG_COLUMNS = ("chrom", "chr", "chromosome", "contig", "region", "seqname", "seqnames")
 _START_COLUMNS = ("start", "chromstart")
 _END_COLUMNS = ("end", "chromend")
-_COORDINATE = re.compile(r"\d{1,15}(\.0*)?|\d(\.\d*)?[eE]\+?0?\d", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"\d{1,15}(\.0*)?|\d(\.\d*)?[eE]\+?0?\d", re.ASCII)
 """pandas writes a column of whole numbers with gaps as 100.0, R 100000 as 1e+05."""
 _LETTERS = re.compile(r"[acgtun]{8,}")
 """A sequence, not the name of a column (names are in lower case)."""
 _SHOWN_NAMES, _SHOWN_LETTERS = 12, 30
 _NO_LABEL = {"0", "0.0", "false"}
 _ONE_LABEL = {"1", "1.0", "true"}
-MISSING = {"", "nan", "na", "n/a", "null"}
-"""Labels, in lower case, that say that there is none."""
+_MISSING = {
+    *("nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "null"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+}
+"""What pandas reads as a missing value, in lower case; and ``None`` in this case alone, since none is a class name."""
 
 
 class Locus(NamedTuple):
@@ -53,6 +57,8 @@ class Record(NamedTuple):
     """Of an interval whose letters were read from a genome: ``+`` or ``-``, as its file has it."""
     problem: str = ""
     """Why the record has no letters that could be read; empty where it has."""
+    fault: str = ""
+    """What is wrong with the summit of an interval that was cut around its middle instead; empty where nothing is."""
     locatable: bool = False
     """Whether its file has columns of coordinates, be they empty here."""
 
@@ -104,15 +110,14 @@ class Columns:
             return fields[place].strip() if place is not None and place < len(fields) else ""
 
         contig, *ends = (field(place) for place in self.locus)
-        start, end = map(_coordinate, ends)
-        located = contig and 0 <= start < end
+        start, end = map(whole_number, ends)
         return Record(
             line,
             number,
             field(self.id),
             field(self.sequence),
             self._several(field, line) if self.labels else None if self.label is None else field(self.label),
-            Locus(contig, start, end) if located else None,
+            Locus(contig, start, end) if contig and start is not None and end is not None and start < end else None,
             field(self.split).lower() or None,
             field(self.task) or None,
             locatable=None not in self.locus,
@@ -122,12 +127,12 @@ class Columns:
         present = []
         missing = False
         for name, place in zip(self.label_names, self.labels, strict=True):
-            value = field(place).lower()
-            if value in _ONE_LABEL:
+            value = field(place)
+            if value.lower() in _ONE_LABEL:
                 present.append(name)
-            elif value in MISSING:
+            elif is_missing(value):
                 missing = True
-            elif value not in _NO_LABEL:
+            elif value.lower() not in _NO_LABEL:
                 raise UserError(
                     f"{self.where.rpartition(', line')[0] or self.where}, line {line}: the label column {name!r} "
                     f"holds {value!r}; write 0 or 1"
@@ -135,16 +140,22 @@ class Columns:
         return None if missing else ";".join(present)
 
 
-def _coordinate(text: str) -> int:
-    """The whole number that a cell holds, -1 where it holds none."""
-    value = float(text) if _COORDINATE.fullmatch(text) else -1.0
-    return int(value) if value.is_integer() else -1
+def is_missing(label: str) -> bool:
+    """Return True if a label says that there is none, or one of several (``a;NA``) does."""
+    parts = [part.strip() for part in label.split(";") if part.strip()]
+    return not label or any(part.lower() in _MISSING or part == "None" for part in parts)
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number of at least 0 that a cell holds (``100``, ``100.0``, ``1e+05``), else None."""
+    value = float(text) if _WHOLE_NUMBER.fullmatch(text) else -0.5
+    return int(value) if value.is_integer() else None
 
 
 def _shown(names: Sequence[str]) -> str:
     """Column names for a message: a file without a header has a sequence there, a wide table hundreds of names."""
-    short = [name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…" for name in names[:_SHOWN_NAMES]]
-    return ", ".join(short) + (f", … ({len(names)} in all)" if len(names) > _SHOWN_NAMES else "") or "nothing"
+    short = [name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…" for name in names]
+    return some_of(short, _SHOWN_NAMES) or "nothing"
 
 
 def _mend_header(names: Sequence[str], need_label: bool) -> str:

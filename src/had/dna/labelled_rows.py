@@ -36,9 +36,9 @@ def iterate_records(path: Path, label_columns: Sequence[str] = (), *, need_label
     Parameters
     ----------
     path
-        CSV or TSV with a line of column names, or FASTA (``>name|label``, the last field, or ``label=…``), plain
-        or gzip, UTF-8; or Parquet; or a folder with a folder per class that holds a ``.txt`` file per sequence
-        (the layout of Genomic Benchmarks).
+        CSV or TSV with a line of column names, or FASTA (``>name|label`` with one ``|``, or ``label=…``), plain or
+        gzip, UTF-8; or Parquet; or a folder with a folder per class that holds a ``.txt`` file per sequence (the layout
+        of Genomic Benchmarks; hidden names and ``__MACOSX`` are left out).
     label_columns
         Columns of 0 and 1, one a label, instead of the column ``label``.
     need_label
@@ -76,9 +76,16 @@ def refuse_pipe(path: Path) -> None:
         raise UserError(f"{path} is a pipe or a device, which can be read only once; write it to a file and name that")
 
 
+def is_hidden(path: Path) -> bool:
+    """Return True for what macOS, Jupyter and other programs leave in a folder beside the user's files."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 def class_files(folder: Path) -> list[Path]:
-    """Files ``<class>/<id>.txt`` of a folder, by sorted class and id (numbers by value)."""
-    found = [path for path in folder.glob("*/*.txt") if path.is_file()]
+    """Files ``<class>/<id>.txt`` of a folder, by sorted class and id (numbers by value); no hidden ones."""
+    found = [
+        path for path in folder.glob("*/*.txt") if path.is_file() and not (is_hidden(path) or is_hidden(path.parent))
+    ]
     return sorted(found, key=lambda path: (path.parent.name, len(path.stem) if path.stem.isdecimal() else 0, path.stem))
 
 
@@ -174,16 +181,19 @@ def _fasta_record(header: str, parts: Sequence[str], line: int, number: int, nee
     header = header[1:].strip()
     word = _LABEL_WORD.search(header)
     name = (header.split() or [""])[0]
-    label = None
+    label, problem = None, ""
     if word:
         # USEARCH ends its headers so.
         label = word[1].rstrip(";")
         name = re.split(r"[|;]label=", name, maxsplit=1, flags=re.IGNORECASE)[0]
-    elif "|" in header:
-        # The label may hold blanks (">seq 1|strong enhancer"); without labels to learn, the name stays whole.
-        before, _, label = header.rpartition("|")
-        name = (before.split() or [""])[0] if need_label else name
-    return Record(line, number, name, "".join(parts), None if label is None else label.strip())
+    elif need_label and header.count("|") == 1:
+        # The label may hold blanks (">seq 1|strong enhancer").
+        before, label = header.split("|")
+        name = (before.split() or [""])[0]
+    elif need_label and "|" in header:
+        # NCBI and UniProt part a name by them: gi|568815597|ref|NC_000001.11| Homo sapiens.
+        problem = "a header with several '|' and no label=…"
+    return Record(line, number, name, "".join(parts), None if label is None else label.strip(), problem=problem)
 
 
 def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool) -> Iterator[Record]:
@@ -210,7 +220,7 @@ def _parquet_records(path: Path, label_columns: Sequence[str], need_label: bool)
                     for place, value in zip(wanted, row, strict=True):
                         fields[place] = _as_text(value)
                     yield columns.record(fields, number, number)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: cannot be read as Parquet ({reason}); write the file again") from error
 
@@ -219,6 +229,6 @@ def _as_text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return ";".join(_as_text(item) for item in value)
+        return ";".join("NA" if item is None else _as_text(item) for item in value)
     # Some writers (Spark, Impala) do not mark their columns of bytes as text.
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

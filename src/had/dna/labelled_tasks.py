@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.labelled_records import Locus
 from had.errors import UserError
 
@@ -100,7 +101,7 @@ def decide_task(
     if len(classes) < 2:
         raise UserError(f"{source} has the one class {classes[0]!r}; a classifier needs rows of at least two")
     if wanted == "binary" and len(classes) != 2:
-        raise UserError(f"{source} has {len(classes)} classes ({_some(classes)}); --task binary needs two")
+        raise UserError(f"{source} has {len(classes)} classes ({some_of(classes)}); --task binary needs two")
     return Task("binary" if len(classes) == 2 and wanted != "multiclass" else "multiclass", classes)
 
 
@@ -187,7 +188,3 @@ def _value(row: LabelledRow, source: str) -> float:
             "units, or logarithms"
         )
     return value
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.genome import Genome
 from had.dna.labelled import SPLITS
 from had.dna.spans import Spans
@@ -85,5 +86,5 @@ def by_contig(part_of: Mapping[str, str], counts: Mapping[str, int]) -> str:
         names = sorted(name for name, part in part_of.items() if part == split)
         if names:
             share = 100 * sum(counts[name] for name in names) / sum(counts.values())
-            parts.append(f"{word} {', '.join(names)} ({share:.1f} % of the peaks)")
+            parts.append(f"{word} {some_of(names)} ({share:.1f} % of the peaks)")
     return f"by contig: {'; '.join(parts)}" if parts else ""

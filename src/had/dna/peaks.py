@@ -4,8 +4,7 @@ Coordinates are 0-based half-open. Background regions are drawn from letters A, 
 interval touches (peaks as written, however narrow their windows), on contigs of the peak's own split.
 """
 
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -14,19 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.alphabet import N
 from had.dna.background import ROUNDING, gc_shares, matched_background
-from had.dna.fasta import read_blocks
+from had.dna.bed import MIDDLE, SUMMIT, BedRow, fitting_rows, lines_of, window_of
 from had.dna.genome import Genome
-from had.dna.intervals import has_interval, parse_bed_row
 from had.dna.labelled import SPLITS
 from had.dna.peak_splits import by_contig, by_position, contig_spans, split_contigs
-from had.dna.spans import acgt_stretches, merge, subtract
+from had.dna.spans import acgt_stretches, global_spans, merge, subtract
 from had.errors import UserError
 
 PEAK, BACKGROUND = "peak", "background"
-_SUMMIT_COLUMN = 9
-_BLOCKS = re.compile(r"\d+(,\d+)*,?", re.ASCII)
 
 
 class Region(NamedTuple):
@@ -55,8 +52,10 @@ class Peaks(NamedTuple):
     strands: list[str]
     """``+``, ``-`` or ``.``"""
     notes: list[str]
-    """Peaks left out: windows beyond the contig's end, windows without a letter A, C, G, T, repeated intervals; and
-    summits that lie outside their peak."""
+    """Peaks left out (on contigs that the genome lacks, empty, repeated, windows beyond the contig's end or without a
+    letter A, C, G, T), and summits that cannot be used."""
+    anchor: str = MIDDLE
+    """``summit`` if windows were laid around a summit, ``middle`` if no row has one."""
 
 
 @dataclass(frozen=True)
@@ -68,86 +67,77 @@ class PeakSet:
     split: str
     """How the splits were made, in words."""
     notes: list[str]
+    anchor: str
+    """As `Peaks.anchor`."""
 
 
 def read_peaks(path: str | PathLike[str], genome: Genome, width: int | None = None) -> Peaks:
-    """Windows of the peaks of a BED or narrowPeak file (plain or gzip).
+    """Read windows of the peaks of a BED or narrowPeak file (plain or gzip).
 
     Parameters
     ----------
     path
-        The file. Column 4 is the name, column 6 the strand; column 10, where it is a whole number, the summit's
-        distance from the start (narrowPeak; -1: unknown), unless columns 10 to 12 are the blocks of BED12.
+        The file, as `had.dna.bed.read_bed_rows` reads it. Column 4 is the name, column 6 the strand.
     genome
-        What the intervals are of.
+        The genome of the intervals.
     width
-        Letters of each window, around the summit or else the middle, which is letter ``width // 2`` (0-based) of the
-        window on the peak's own strand; None: the intervals as written.
+        Letters of each window, laid as `had.dna.bed.window_of` does; None: the intervals as written.
 
     Raises
     ------
     UserError
-        If a row cannot be read or does not fit the genome, or no peak is left.
+        If a row cannot be read or reaches outside its contig, or no peak is left.
     """
+    return _cut(path, *fitting_rows(path, genome), genome, width)
+
+
+def _cut(
+    path: str | PathLike[str], rows: Sequence[BedRow], notes: Sequence[str], genome: Genome, width: int | None
+) -> Peaks:
     spans, names, strands, seen = [], [], [], set()
-    beyond, unknown, repeated, astray = [], [], [], []
-    text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
-    for line, row in enumerate(text.splitlines(), start=1):
-        if not has_interval(row):
-            continue
-        interval, columns = parse_bed_row(row, f"{path}, line {line:,}", line, genome)
-        contig = genome.contig(interval.contig)
-        start, end = interval.start, interval.end
-        strand = columns[5] if len(columns) > 5 and columns[5] in ("+", "-") else "."
+    beyond, repeated, unknown = [], [], []
+    faults: dict[str, list[int]] = defaultdict(list)
+    anchor = MIDDLE
+    for row in rows:
+        contig = genome.contig(row.contig)
+        start, end = row.start, row.end
         if width is not None:
-            summit = _summit(columns)
-            if summit is not None and summit >= end - start:
-                astray.append(line)
-                summit = None
-            backwards = strand == "-"
-            centre = (start + end - backwards) // 2 if summit is None else start + summit
-            start = centre - (width - backwards) // 2
-            end = start + width
+            window = window_of(row, width)
+            start, end = window.start, window.end
+            if window.fault:
+                faults[window.fault].append(row.line)
+            if window.anchor == SUMMIT:
+                anchor = SUMMIT
         if start < 0 or end > contig.length:
-            beyond.append(line)
+            beyond.append(row.line)
         elif (contig.name, start, end) in seen:
-            repeated.append(line)
+            repeated.append(row.line)
         elif (genome.codes[contig.offset + start : contig.offset + end] == N).all():
-            unknown.append(line)
+            unknown.append(row.line)
         else:
             seen.add((contig.name, start, end))
             spans.append((contig.offset + start, contig.offset + end))
-            names.append(columns[3] if len(columns) > 3 and columns[3] not in ("", ".") else f"line_{line}")
-            strands.append(strand)
-    notes = [
-        f"{len(lines):,} peaks left out, {reason} (line {', '.join(map(str, lines[:5]))})"
-        for lines, reason in (
-            (beyond, "whose window reaches beyond the contig"),
-            (repeated, "whose interval stands in the file before, on either strand"),
-            (unknown, "which have no letter A, C, G or T"),
-        )
-        if lines
+            names.append(row.name or f"line_{row.line}")
+            strands.append(row.strand)
+    said = [
+        *notes,
+        *(
+            f"{len(lines):,} peaks left out, {reason} {lines_of(lines)}"
+            for lines, reason in (
+                (beyond, "whose window reaches beyond the contig"),
+                (repeated, "whose interval stands in the file before, on either strand"),
+                (unknown, "which have no letter A, C, G or T"),
+            )
+            if lines
+        ),
+        *(
+            f"{len(lines):,} peaks have {fault}: their middle was taken {lines_of(lines)}"
+            for fault, lines in faults.items()
+        ),
     ]
-    if astray:
-        lines = ", ".join(map(str, astray[:5]))
-        notes.append(f"{len(astray):,} peaks have a summit outside of them: their middle was taken (line {lines})")
     if not spans:
-        raise UserError(f"{path} has no usable peak" + (f": {'; '.join(notes)}" if notes else ""))
-    return Peaks(np.array(spans, dtype=np.int64), names, strands, notes)
-
-
-def _summit(columns: Sequence[str]) -> int | None:
-    """Distance of the summit from the start; None where the row has none."""
-    if len(columns) <= _SUMMIT_COLUMN or not re.fullmatch(r"\d+", columns[_SUMMIT_COLUMN], re.ASCII):
-        return None
-    value = int(columns[_SUMMIT_COLUMN])
-    # BED12 counts blocks there, and lists their sizes and starts behind; the first starts at 0.
-    lists = columns[_SUMMIT_COLUMN + 1 : _SUMMIT_COLUMN + 3]
-    if len(lists) == 2 and all(_BLOCKS.fullmatch(text) for text in lists):
-        sizes, starts = ([int(part) for part in text.split(",") if part] for text in lists)
-        if len(sizes) == len(starts) == value and starts[0] == 0:
-            return None
-    return value
+        raise UserError(f"{path} has no usable peak" + (f": {'; '.join(said)}" if said else ""))
+    return Peaks(np.array(spans, dtype=np.int64), names, strands, said, anchor)
 
 
 def peaks_with_background(
@@ -189,34 +179,35 @@ def peaks_with_background(
         raise UserError(f"{both[0]!r} is named for validation and for test; name it once")
     for name in (*valid_contigs, *test_contigs):
         genome.contig(name)
-    spans, names, strands, notes = read_peaks(path, genome, width)
+    rows, not_fitting = fitting_rows(path, genome)
+    spans, names, strands, notes, anchor = _cut(path, rows, not_fitting, genome, width)
     lengths = spans[:, 1] - spans[:, 0]
+    if (wanted := ratio * int(lengths.sum())) > len(genome):
+        raise UserError(
+            f"{ratio:,} background regions (--negatives) for each of {len(spans):,} peaks are {wanted:,} bp, more than "
+            f"the {len(genome):,} bp of {genome.source}; pass a smaller --negatives"
+        )
     index, local = genome.locate(spans[:, 0])
     contigs = [genome.contigs[i].name for i in index]
     counts = Counter(contigs)
     for what, named in (("validation", valid_contigs), ("test", test_contigs)):
         if named and not any(counts[genome.contig(name).name] for name in named):
-            raise UserError(f"{path} has no usable peak on {', '.join(named)}, named for {what}; name another contig")
+            raise UserError(f"{path} has no usable peak on {some_of(named)}, named for {what}; name another contig")
     part_of = split_contigs(counts, valid_contigs, test_contigs, fractions, seed)
     territory = {split: contig_spans(genome, [n for n in counts if part_of[n] == split]) for split in SPLITS}
     how = by_contig(part_of, counts)
     if not how:
         territory, how = by_position(genome, spans, index, fractions)
     gc = gc_shares(genome, spans[:, 0], lengths)
-    # Whole peaks, those left out too, and not only the windows around their summits.
-    listed, absent = (np.zeros((0, 2), dtype=np.int64), []) if blacklist is None else _bed_spans(blacklist, genome)
-    if absent:
-        of_them = ", ".join(sorted(set(absent))[:5])
-        notes.append(
-            f"{len(absent):,} of {len(absent) + len(listed):,} blacklisted intervals lie on contigs that the genome "
-            f"lacks ({of_them}{', …' if len(set(absent)) > 5 else ''})"
-        )
+    listed, left_out = ([], []) if blacklist is None else fitting_rows(blacklist, genome)
+    notes += left_out
     if backwards := strands.count("-"):
         notes.append(
             f"{backwards:,} of {len(strands):,} peaks lie on strand -: they are read on it, as is the background that "
             "goes with them"
         )
-    taboo = merge(np.concatenate([spans, _bed_spans(path, genome)[0], listed]))
+    # Whole peaks, those left out too, and not only the windows around their summits.
+    taboo = merge(np.concatenate([spans, global_spans([*rows, *listed], genome)]))
     peaks: list[Region] = []
     background: list[Region] = []
     missing, far = 0, 0
@@ -261,21 +252,4 @@ def peaks_with_background(
         notes.append(f"{missing:,} background regions could not be placed: the peaks leave too little of the genome")
     if far:
         notes.append(f"{far:,} background regions differ from their peak's GC content by more than {tolerance:g}")
-    return PeakSet(peaks + background, how, notes)
-
-
-def _bed_spans(path: str | PathLike[str], genome: Genome) -> tuple[NDArray[np.int64], list[str]]:
-    """Global spans (n, 2) of the intervals of a BED file, and the contig of each that lies on none of this genome."""
-    known = {contig.name for contig in genome.contigs}
-    text = b"".join(read_blocks(str(path))).decode("utf-8-sig", errors="replace")
-    spans, absent = [], []
-    for line, row in enumerate(text.splitlines(), start=1):
-        if not has_interval(row):
-            continue
-        if (name := row.split()[0]) not in known:
-            absent.append(name)
-        else:
-            interval, _ = parse_bed_row(row, f"{path}, line {line:,}", line, genome)
-            offset = genome.contig(interval.contig).offset
-            spans.append((offset + interval.start, offset + interval.end))
-    return np.array(spans, dtype=np.int64).reshape(-1, 2), absent
+    return PeakSet(peaks + background, how, notes, anchor)

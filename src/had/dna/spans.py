@@ -1,6 +1,7 @@
 """Sets of bases as spans: int64 arrays (n, 2) of half-open global positions (`had.dna.genome.Genome`)."""
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,29 @@ from numpy.typing import NDArray
 from had.dna.genome import Genome
 
 Spans: TypeAlias = NDArray[np.int64]
+
+
+class Located(Protocol):
+    """Anything on a contig: 0-based, half-open."""
+
+    @property
+    def contig(self) -> str:
+        """Name of the contig."""
+
+    @property
+    def start(self) -> int:
+        """First position."""
+
+    @property
+    def end(self) -> int:
+        """Position behind the last."""
+
+
+def global_spans(rows: Sequence[Located], genome: Genome) -> Spans:
+    """Global spans (n, 2) of intervals, in their order."""
+    offsets = [genome.contig(row.contig).offset for row in rows]
+    local = [(row.start, row.end) for row in rows]
+    return np.array(local, dtype=np.int64).reshape(-1, 2) + np.array(offsets, dtype=np.int64)[:, None]
 
 
 def n_bases(spans: Spans) -> int:

@@ -4,16 +4,19 @@ Layout below the cache folder::
 
     genomes/<key>/codes-<unique>.u8     one uint8 code per base, all contigs one after another
     genomes/<key>/meta.json             names the codes file; replacing it is the commit of a build
-    genomes/index/<hash>.json           (path, size, time stamp) of the FASTA files → key
+    genomes/index/<hash>.json           (path, size, time stamps, quick digest) of the FASTA files → key
     genomes/building/                   unfinished builds
 
-The key is a hash of the FASTA files' bytes. Builders write under unique names and commit with one atomic
-rename, so any number of them may run at once: who comes second uses what stands there.
+The key is a hash of the FASTA files' bytes: a file that the index does not know is hashed, and built only if no store
+has its key. Builders write under unique names and commit with one atomic rename, so any number of them may run at once:
+who comes second uses what stands there.
 """
 
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
@@ -28,13 +31,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.console import progress as progress_of
+from had.console import some_of
 from had.dna.fasta import Piece, read_blocks, read_fasta
 from had.errors import RunFault, UserError
-from had.files import atomic_write_text, fsync_file, sha256_of_file
+from had.files import atomic_write_text, expand_user, fsync_file, own_temporary_folder, sha256_of_file
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _ABANDONED_AFTER_S = 2 * 86_400
 _CLOCK_TICK_NS = 50_000_000
+_PLACES, _PLACE_BYTES = 64, 16_384
+"""How many stretches of a file, of how many bytes, the quick digest reads: 1 MiB in all."""
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -104,14 +112,37 @@ def lay_out(pieces: Iterable[Piece], write: Callable[[bytes], object], source: s
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Name the cache folder: the given one, else ``$HAD_CACHE``, else the operating system's own."""
+    """Name the cache folder: the given one, else ``$HAD_CACHE``, else the operating system's own.
+
+    It is made where it is absent, so that only this user may write to it. A user without a home folder has one below
+    the system's folder for temporary files.
+
+    Raises
+    ------
+    had.errors.UserError
+        There is no such folder, and none can be made.
+    """
     if cache is None:
         cache = os.environ.get("HAD_CACHE") or None
-    if cache is None:
-        from platformdirs import user_cache_dir
+    folder = _usual_cache() if cache is None else expand_user(cache)
+    with suppress(OSError):  # whoever writes to it says why it cannot be made
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return folder
 
-        cache = user_cache_dir("had")
-    return Path(cache).expanduser()
+
+@functools.cache
+def _usual_cache() -> Path:
+    from platformdirs import user_cache_dir
+
+    try:
+        return expand_user(user_cache_dir("had"))
+    except (RuntimeError, UserError):
+        try:
+            folder = own_temporary_folder()
+        except UserError as error:
+            raise UserError(f"this user has no home folder, and {error}; set HAD_CACHE to a folder") from error
+        logger.warning("this user has no home folder: the cache is %s; set HAD_CACHE to a folder that stays", folder)
+        return folder
 
 
 def open_store(paths: Sequence[Path], cache: Path, progress: bool) -> tuple[Layout, NDArray[np.uint8]]:
@@ -145,8 +176,8 @@ def open_store(paths: Sequence[Path], cache: Path, progress: bool) -> tuple[Layo
     return stored
 
 
-def _look(path: Path) -> tuple[str, int, int] | None:
-    """Absolute path, size and time stamp of a regular file; None for a pipe or what cannot be looked at."""
+def _look(path: Path) -> tuple[str, int, int, int, str] | None:
+    """Absolute path, size, time stamps and quick digest of a regular file; None for a pipe or an unreadable file."""
     try:
         status = path.stat()
     except OSError:
@@ -154,10 +185,28 @@ def _look(path: Path) -> tuple[str, int, int] | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     # A file written within the last tick of the file system's clock could change again under this time stamp.
-    age = time.time_ns() - status.st_mtime_ns
+    age = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns)
     if 0 <= age < _CLOCK_TICK_NS:
         time.sleep((_CLOCK_TICK_NS - age) / 1e9)
-    return str(path.absolute()), status.st_size, status.st_mtime_ns
+    try:
+        digest = _quick_digest(path, status.st_size)
+    except OSError:
+        return None
+    return str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest
+
+
+def _quick_digest(path: Path, size: int) -> str:
+    """sha256 (hex) of the first and last bytes of a file and of places evenly spaced between; of all of a small one.
+
+    It finds another genome behind an old time stamp on systems that have no time of the last change of a file.
+    """
+    digest = hashlib.sha256()
+    last = max(0, size - _PLACE_BYTES)
+    with open(path, "rb") as file:
+        for i in range(_PLACES):
+            file.seek(i * last // (_PLACES - 1))
+            digest.update(file.read(_PLACE_BYTES))
+    return digest.hexdigest()
 
 
 def _indexed_key(index: Path) -> str | None:
@@ -232,7 +281,7 @@ def _build(paths: Sequence[Path], root: Path, n_bytes: int | None, progress: boo
         with progress_of(n_bytes, f"reading {what}", "B", quiet=not progress) as advance:
             with open(part, "wb", buffering=0) as codes:
                 pieces = _pieces(paths, hashes, advance)
-                layout = lay_out(pieces, lambda data: _write_all(codes, data), ", ".join(map(str, paths)))
+                layout = lay_out(pieces, lambda data: _write_all(codes, data), some_of(paths))
             fsync_file(part)
         key = _key([sha256.hexdigest() for sha256 in hashes])
         folder = root / key

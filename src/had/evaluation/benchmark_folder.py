@@ -14,6 +14,7 @@ taken from them.
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import zip_longest
@@ -21,11 +22,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from had.errors import RunFault, UserError
-from had.evaluation.unit_files import COLUMNS, SCORES, Record, Unit, place_of, read_record, task_folder
+from had.evaluation.unit_files import (
+    COLUMNS,
+    PREDICTIONS,
+    SCORES,
+    Record,
+    Unit,
+    place_of,
+    read_predictions,
+    read_record,
+    task_folder,
+)
 from had.files import atomic_write_text, why_no_folder
 from had.training.finetuning_recipe import FitConfig
 from had.training.locking import FolderLock
 from had.training.provenance import circumstances, differences, with_later_keys
+
+_log = logging.getLogger(__name__)
 
 ABOUT = "benchmark.json"
 KIND = "had benchmark"
@@ -58,16 +71,13 @@ class BenchmarkFolder:
             return folder
         if not any(not entry.name.startswith(".") for entry in path.iterdir()):
             return folder
-        try:
-            about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            about = None
-        if not isinstance(about, dict) or about.get("kind") != KIND:
+        folder.about = _read_about(path / ABOUT)
+        if not folder.about and not (path / SCORES).is_file():
             raise UserError(f"{path} is not empty and holds no benchmark; use another --out")
-        if about.get("suite") != suite:
-            raise UserError(f"{path} holds scores of {about.get('suite')}; use another --out for {suite}")
-        folder.about = about
         folder.rows = _read_scores(path / SCORES)
+        suites = {folder.about.get("suite", suite), *(row["suite"] for row in folder.rows.values())}
+        if others := sorted(suites - {suite}):
+            raise UserError(f"{path} holds scores of {others[0]}; use another --out for {suite}")
         return folder
 
     @classmethod
@@ -82,6 +92,8 @@ class BenchmarkFolder:
             If the disk refused.
         """
         folder = cls.look(path, suite)
+        if not folder.about.get("invocations") and (path / ABOUT).exists():
+            _log.warning("%s is damaged: the history of earlier commands is lost", path / ABOUT)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -164,6 +176,17 @@ class BenchmarkFolder:
                     "says how it was made, is gone; put it back, remove the row, or use another name (NAME=KIND)"
                 )
 
+    def check_whole(self) -> None:
+        """Refuse damaged predictions before anything is computed or written, as the report reads them all.
+
+        Raises
+        ------
+        UserError
+            If a file of predictions is damaged.
+        """
+        for path in sorted((self.path / PREDICTIONS).glob("*/*/seed-*.parquet")):
+            read_predictions(path)
+
     def check_test(self, task: str, digest: Callable[[], str]) -> None:
         """Refuse to add to scores of a task that were made on other test rows.
 
@@ -206,6 +229,26 @@ class BenchmarkFolder:
 def _with_later_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an older version with the keys of recipes that came since."""
     return {**settings, "recipes": [with_later_keys(recipe, FitConfig()) for recipe in settings.get("recipes", [])]}
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Kind, suite and earlier invocations; what of it is absent or damaged is left out, as no score depends on it."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if about["kind"] != KIND or not isinstance(about["suite"], str):
+            return {}
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+    try:
+        texts = []
+        for one in about["invocations"]:
+            texts += [one[name] for name in ("date", "had", "torch", "platform", "device", "source")] + one["command"]
+            _ = one["jobs"], one["threads"], dict(one.get("left_out", {}))
+        if all(isinstance(text, str) for text in texts):
+            return dict(about)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return {**about, "invocations": []}
 
 
 def _read_scores(path: Path) -> dict[Unit, dict[str, str]]:

@@ -14,7 +14,7 @@ import torch
 
 from had.config import check_seed
 from had.console import in_words, progress, say
-from had.errors import RunFault, UserError
+from had.errors import Interrupted, RunFault, UserError
 from had.evaluation.benchmark_folder import BenchmarkFolder
 from had.evaluation.contestants import Contestant, check_settings, fit_configs, parse_models
 from had.evaluation.costs import Costs
@@ -31,7 +31,7 @@ from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_recipe import FitConfig, schedule_epochs
 
 HUB = "hub"
-DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "cnn")
+DEFAULT_MODELS = ("had", "scratch", "probe", "kmer", "places", "places-boosted", "cnn")
 
 
 @dataclass
@@ -106,6 +106,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
     specs, origin, left_out = _specs(suite, options)
     shelf = Shelf()
     look = BenchmarkFolder.look(out, suite.name)
+    look.check_whole()
     planned, there = _plan(look, specs, contestants, seeds, options, shelf, device)
     for line in _describe(suite, specs, contestants, seeds, planned, there, origin, options, shelf):
         say(line)
@@ -130,7 +131,7 @@ def benchmark(suite_name: str, out: Path, options: BenchmarkOptions) -> dict[str
 
         paths = write_report(folder, suite, load, failed, options.quiet)
     except KeyboardInterrupt as stop:
-        raise RunFault(
+        raise Interrupted(
             f"interrupted; the {len(folder.rows)} finished units are in {out}, and the same command goes on from there"
         ) from stop
     finally:
@@ -192,7 +193,7 @@ def _specs(suite: Suite, options: BenchmarkOptions) -> tuple[list[TaskSpec], str
     specs, commits = [], {}
     for task in tasks:
         own = "{task}" in named
-        repository = named.format(task=task.name) if own else named
+        repository = named.replace("{task}", task.name)
         patterns = [pattern.format(place=place) for pattern in HUB_PATTERNS for place in task.places]
         has = partial(_has, suite, task, own)
         found = fetch(repository, options.revision, None if own else [*patterns, *SHARED_PATTERNS], task.name, has)

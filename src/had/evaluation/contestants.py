@@ -26,8 +26,12 @@ KINDS = {
     "teacher": "a Nucleotide Transformer, fine-tuned (--teacher, or teacher:NAME)",
     "teacher-probe": "a frozen Nucleotide Transformer and a linear probe",
     "kmer": "logistic regression on counts of 4- and 6-mers",
+    "places": "logistic regression on letters at their places",
+    "places-boosted": "gradient boosting on letters at their places",
     "cnn": "Genomic Benchmarks' convolutional network",
 }
+FLOORS = ("scratch", "kmer", "places", "places-boosted", "cnn")
+"""Kinds that a report misses where they were not run."""
 FITTED = ("had", "scratch", "teacher", "cnn")
 """Kinds that are trained by gradient descent, with a learning rate to choose."""
 UNTRAINED = "untrained"
@@ -86,7 +90,7 @@ def parse_models(words: Sequence[str], model: str, teacher: str) -> list[Contest
         if match is None or match["kind"] not in KINDS:
             raise UserError(f"--models: {word!r} is none of {', '.join(KINDS)}, and not NAME=KIND or NAME=KIND:FOLDER")
         kind, source = match["kind"], match["source"] or ""
-        if source and kind in ("kmer", "cnn", "scratch"):
+        if source and kind in FLOORS:
             raise UserError(f"--models: {kind} takes no source; got {word!r}")
         name = match["name"] or kind
         if any(other.name == name for other in found):
@@ -112,13 +116,19 @@ def student_sizes(model: str) -> HADConfig:
     return student_config(folder)
 
 
+def _fresh(sizes: HADConfig) -> dict[str, Any]:
+    """Sizes of a network with fresh weights, which no training window has shaped."""
+    # Without those that are not set: earlier versions did not know attention_window.
+    return {name: size for name, size in sizes.to_dict().items() if name != "training_window" and size is not None}
+
+
 def _digest(kind: str, source: str, model: str) -> str:
     if kind == "scratch":
-        return json.dumps(student_sizes(model).to_dict(), sort_keys=True)
+        return json.dumps(_fresh(student_sizes(model)), sort_keys=True)
     if kind in ("had", "probe"):
         if source == UNTRAINED:
-            sizes = student_sizes(model)
-            return UNTRAINED if sizes == HADConfig() else json.dumps(sizes.to_dict(), sort_keys=True)
+            sizes = _fresh(student_sizes(model))
+            return UNTRAINED if sizes == _fresh(HADConfig()) else json.dumps(sizes, sort_keys=True)
         return sha256_of_file(find_folder(source) / WEIGHTS_FILE)
     if kind in ("teacher", "teacher-probe"):
         return source if source.startswith("random:") else sha256_of_file(find_checkpoint(source).weights)

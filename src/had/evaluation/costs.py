@@ -21,6 +21,8 @@ from had.training.finetuning_scores import predict_logits
 _TIMED_LETTERS = 8192
 # Seconds of a logistic fit: for each row and feature over all penalties (dense), or letter (k-mers); of k-mer counting.
 _DENSE, _SPARSE, _COUNTING = 2e-6, 1.5e-6, 2e-7
+_BOOSTING = 3e-5
+"""Seconds a letter of all trees that are tried."""
 _LAYERS, _WIDTH = 6, 128
 
 
@@ -39,6 +41,10 @@ class Costs:
         test = int((data.task.n_test or len(fold.valid)) * lengths.mean())
         if contestant.kind == "kmer":
             return (train + valid + test) * _COUNTING + train * _SPARSE
+        if contestant.kind == "places":
+            return train * _SPARSE
+        if contestant.kind == "places-boosted":
+            return train * _BOOSTING
         step, forward = self._per_letter(contestant, data, configs)
         if not contestant.is_fitted:
             return (train + valid + test) * forward + len(fold.train) * _LAYERS * _WIDTH * _DENSE

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from had.baselines.kmer_regression import KmerLogisticRegression
-from had.bootstrap import bootstrap_difference
+from had.bootstrap import t_interval
 from had.config import check_seed
 from had.console import progress, say
 from had.dna.labelled import LabelledSequences, read_splits
@@ -45,9 +45,17 @@ class Comparison:
     """Mean of the paired differences."""
     low: float
     high: float
-    """95 % bootstrap interval of the difference, over tasks."""
+    """95 % t interval of the difference over tasks; NaN with one task, from which none can be given."""
     wins: int
     """Tasks on which ``model`` is better."""
+
+    def sentence(self) -> str:
+        """The comparison in words; one task gives no interval."""
+        interval = f"[{self.low:+.3f}, {self.high:+.3f}]" if self.n_tasks > 1 else "(one task gives no interval)"
+        return (
+            f"{self.model}: mean test MCC {self.mean:.3f} over {self.n_tasks} task(s); against {self.reference} "
+            f"{self.difference:+.3f} {interval}, better on {self.wins}"
+        )
 
 
 def open_model(spec: str, device: torch.device) -> Callable[[Sequence[str]], Layers]:
@@ -180,7 +188,7 @@ def _probe(
 
 
 def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Comparison]:
-    """Every model against ``reference``, paired over the tasks that both have."""
+    """Every model against ``reference``, paired over the tasks that both have; where there is none it is left out."""
     chosen: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["chosen"] == "1":
@@ -188,8 +196,10 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
     comparisons = []
     for model, scores in chosen.items():
         tasks = sorted(scores.keys() & chosen[reference].keys())
+        if not tasks:
+            continue
         ours, theirs = (np.array([s[task] for task in tasks]) for s in (scores, chosen[reference]))
-        interval = bootstrap_difference(ours, theirs)
+        interval = t_interval(ours - theirs)
         comparisons.append(
             Comparison(
                 model,
@@ -208,7 +218,7 @@ def compare(rows: Sequence[Mapping[str, str]], reference: str) -> list[Compariso
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         rows = list(reader) if tuple(reader.fieldnames or ()) == FIELDS else [{}]
     if any(None in row.values() or row.keys() != set(FIELDS) for row in rows):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from had.dna.labelled import SPLIT_NAMES, DroppedRow, find_splits, no_usable_row, sort_out
-from had.dna.labelled_rows import iterate_records
+from had.dna.labelled_rows import is_hidden, iterate_records
 from had.dna.labelled_tasks import LabelledRow
 from had.errors import UserError
 from had.evaluation.protocols import BenchmarkTask, Suite, smallest_first
@@ -174,7 +174,8 @@ def _splits(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 def _pieces(place: Path, names: Sequence[str]) -> tuple[Path, ...]:
     for name in names:
-        if pieces := sorted([*place.glob(f"{name}-*.parquet"), *(place / name).glob("*.parquet")]):
+        found = [*place.glob(f"{name}-*.parquet"), *(place / name).glob("*.parquet")]
+        if pieces := sorted(path for path in found if not is_hidden(path)):
             return tuple(pieces)
     return ()
 
@@ -187,7 +188,7 @@ def _has_task_column(path: Path) -> bool:
 
     try:
         return "task" in parquet.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); copy it again") from error
 
 

@@ -2,8 +2,10 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +51,7 @@ class Overlap:
         )
 
 
-def overlap_of(folder: Path, data: TaskData | None, task: str, test_digest: str) -> Overlap | None:
+def overlap_of(folder: Path, data: TaskData | None, task: str, test_digest: str, n_test: int) -> Overlap | None:
     """Find a task's overlap, or read it where it was found before.
 
     Parameters
@@ -62,6 +64,8 @@ def overlap_of(folder: Path, data: TaskData | None, task: str, test_digest: str)
         Its name.
     test_digest
         sha256 of the test file that was predicted.
+    n_test
+        Its rows.
 
     Returns
     -------
@@ -79,11 +83,8 @@ def overlap_of(folder: Path, data: TaskData | None, task: str, test_digest: str)
     key = {"test": test_digest, "train": data.train_digest() if data is not None else None, "k": K}
     if data is not None:
         key["max_train_rows"] = data.max_train_rows
-    if path.is_file():
-        then = json.loads((parquet.read_schema(path).metadata or {}).get(b"had", b"{}"))
-        if then == key or (data is None and then.get("test") == test_digest):
-            table = parquet.read_table(path)
-            return Overlap(*(table[name].to_numpy() for name in ("exact", "reverse_complement", "shared_12mers")))
+    if found := _found_before(path, n_test, key if data is not None else {"test": test_digest}):
+        return found
     if data is None:
         return None
     test = data.test()
@@ -104,3 +105,21 @@ def overlap_of(folder: Path, data: TaskData | None, task: str, test_digest: str)
         raise RunFault(f"{path.parent}: the folder cannot be made ({error.strerror or error})") from error
     atomic_write_bytes(path, buffer.getvalue())
     return found
+
+
+def _found_before(path: Path, n_test: int, key: Mapping[str, Any]) -> Overlap | None:
+    """The flags in a file of this key; None where it is another's or damaged, so that it is written anew."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        then = dict(json.loads((parquet.read_schema(path).metadata or {})[b"had"]))
+        if any(then.get(name) != value for name, value in key.items()):
+            return None
+        table = parquet.read_table(path)
+        flags = [table[name].to_numpy() for name in ("exact", "reverse_complement")]
+        shared = table["shared_12mers"].to_numpy()
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
+        return None
+    whole = len(table) == n_test and all(column.dtype == bool for column in flags) and shared.dtype == np.float64
+    return Overlap(flags[0], flags[1], shared) if whole else None

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from had.bootstrap import Interval, bootstrap_mean
+from had.bootstrap import Interval, t_interval
 from had.evaluation.protocols import BenchmarkTask
 from had.evaluation.resampling import paired_interval
 from had.evaluation.unit_files import Predictions
 
-ENOUGH_TASKS = 5
-"""An interval over fewer tasks would say nothing."""
-_BESIDE_A_PROBE = ("probe", "teacher-probe", "kmer")
+_BESIDE_A_PROBE = ("probe", "teacher-probe", "kmer", "places", "places-boosted")
 """Kinds that a frozen student is compared with: what is not trained either, and counting."""
 
 
@@ -24,6 +22,8 @@ class PairedDifference:
     reference: str
     other: str
     interval: Interval
+    has_artefact: bool = False
+    """Whether the task is left out of means (`BenchmarkTask.artefact`)."""
 
 
 def pairs_of(kinds: Mapping[str, str], untrained: Collection[str]) -> dict[str, list[str]]:
@@ -66,12 +66,10 @@ def paired_differences(
             ours, theirs = (np.stack([one.probabilities.argmax(1) for one in many]) for many in (base, others))
             n_classes = base[0].probabilities.shape[1]
             interval = paired_interval(task.metric, base[0].targets, ours, theirs, n_classes)
-            result.append(PairedDifference(task.name, reference, name, interval))
+            result.append(PairedDifference(task.name, reference, name, interval, bool(task.artefact)))
     return result
 
 
 def mean_difference(differences: Sequence[PairedDifference]) -> Interval:
-    """Mean over tasks, with its 95 % interval over tasks; NaN for its ends where there are too few of them."""
-    mean = bootstrap_mean([one.interval.mean for one in differences])
-    enough = len(differences) >= ENOUGH_TASKS
-    return mean if enough else Interval(mean.mean, np.nan, np.nan, mean.n_blocks)
+    """Mean over tasks without an artefact, with its 95 % t interval over tasks; NaN for its ends with one task."""
+    return t_interval([one.interval.mean for one in differences if not one.has_artefact])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from had.figures import colour, new_figure, png, shape
+from had.figures import as_written, colour, new_figure, png, shape
 from had.files import atomic_write_bytes
 
 PCA_WIDTH = 50
@@ -99,15 +99,15 @@ def plot_panels(
             for i in np.unique(label[part]):
                 x, y = panel.points[part[label[part] == i]].T
                 axes.scatter(x, y, s=11, alpha=0.65, linewidths=0, **style[i])
-        axes.set_title(panel.title + (f"\n{panel.caption}" if panel.caption else ""), fontsize=10)
+        axes.set_title("\n".join(as_written(text) for text in (panel.title, panel.caption) if text), fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_box_aspect(1)
         axes.spines[:].set_color("0.8")
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(as_written(title), fontsize=12)
     handles = [
-        Line2D([], [], linestyle="", markersize=6, label=f"{name} ({(label == i).sum():,})", **style[i])
+        Line2D([], [], linestyle="", markersize=6, label=f"{as_written(name)} ({(label == i).sum():,})", **style[i])
         for i, name in enumerate(classes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from had.console import in_words, progress, say
-from had.errors import RunFault, UserError
+from had.errors import Interrupted, RunFault, UserError
 from had.evaluation.contestants import Contestant, parse_models
 from had.evaluation.costs import Costs
 from had.evaluation.layouts import find_task
@@ -151,7 +151,9 @@ def search(settings: Mapping[str, FitConfig], out: Path, options: SearchOptions)
                     written = time.monotonic()
         write_tables(out, list(settings), done)
     except KeyboardInterrupt as stop:
-        raise RunFault(f"interrupted; {len(done)} trials are in {out}, the same command goes on from there") from stop
+        raise Interrupted(
+            f"interrupted; {len(done)} trials are in {out}, the same command goes on from there"
+        ) from stop
     finally:
         lock.release()
     say(f"wrote {out / 'table.md'}, settings.csv and trials.csv")

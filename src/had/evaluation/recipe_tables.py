@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from had.bootstrap import Interval, bootstrap_mean
+from had.bootstrap import Interval, t_interval
 from had.files import atomic_write_text
 
 TRIAL_COLUMNS = (
@@ -74,7 +74,7 @@ def summarise(settings: Sequence[str], trials: Sequence[Mapping[str, Any]]) -> l
                 name,
                 _by_task(scores[name]),
                 differences,
-                bootstrap_mean(values) if values and np.isfinite(values).all() else None,
+                t_interval(values) if values and np.isfinite(values).all() else None,
                 sum(trial["seconds"] for trial in own),
                 len(own),
                 float(np.mean([_number(trial["one_strand"]) for trial in own])),
@@ -135,8 +135,8 @@ def as_markdown(lines: Sequence[Line], reference: str) -> str:
     text += [
         "",
         "Scores of validation rows at the best epoch, which the same rows chose: for comparing settings, not for "
-        f"quoting. Differences are paired by task and seed against `{reference}`; in brackets 95 % of bootstrap "
-        "resamples of the tasks. `–`: not measured, or diverged.",
+        f"quoting. Differences are paired by task and seed against `{reference}`; in brackets 95 % t "
+        "intervals over the tasks. `–`: not measured, or diverged.",
         "",
     ]
     return "\n".join(text)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from had.errors import RunFault
 from had.evaluation.benchmark_folder import BenchmarkFolder
-from had.evaluation.pairs import ENOUGH_TASKS
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Picture, as_html, as_markdown
 from had.evaluation.report_pictures import draw_differences, draw_scores
@@ -85,8 +84,8 @@ def write_report(
         if data := draw_differences(tables, reference):
             name = "differences" + (f"-{len(differences) + 1}" if differences else "")
             caption = (
-                f"{reference} minus other models on the same test rows; bars: 95 % intervals over test rows, in the "
-                f"last row over tasks (from {ENOUGH_TASKS} tasks on); grey: not told apart from 0."
+                f"{reference} minus other models on the same test rows; bars: 95 % intervals over test rows and "
+                "seeds, in the last row over tasks (without those marked †); grey: not told apart from 0."
             )
             differences.append(Picture(f"{PICTURES}/{name}.png", data, caption))
     for picture in (scores, *differences):

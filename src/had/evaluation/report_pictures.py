@@ -7,8 +7,8 @@ import numpy as np
 
 from had.bootstrap import Interval
 from had.evaluation.pairs import mean_difference
-from had.evaluation.report_tables import TaskTable
-from had.figures import COLOURS, colour, new_figure, png, shape
+from had.evaluation.report_tables import ARTEFACT, TaskTable
+from had.figures import COLOURS, as_written, colour, new_figure, png, shape
 
 _PUBLISHED = "0.62"
 _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -17,7 +17,7 @@ _TITLE = {"mcc": "Matthews correlation", "accuracy": "accuracy", "macro_f1": "ma
 def _plain(axes: Any, labels: Sequence[str]) -> None:
     """Tasks from top to bottom, a light band behind every other one."""
     n = len(labels)
-    axes.set_yticks(range(n), labels, fontsize=9)
+    axes.set_yticks(range(n), [as_written(label) for label in labels], fontsize=9)
     axes.set_ylim(n - 0.5, -0.5)
     for i in range(0, n, 2):
         axes.axhspan(i - 0.5, i + 0.5, color="0.96", zorder=0)
@@ -57,13 +57,14 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
                     fontsize=9,
                     zorder=6,
                 )
-    _plain(axes, [f"{table.task.name}{' ' + table.grade if table.grade else ''}" for table in tables])
+    _plain(axes, [table.title for table in tables])
     names = {_TITLE[table.metric] for table in tables}
     axes.set_xlabel(f"test {', '.join(sorted(names))}: mean (mark) and range over seeds (bar)")
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour(i), marker=shape(i), markersize=6, label=model) for i, model in enumerate(models)
+        Line2D([], [], color=colour(i), marker=shape(i), markersize=6, label=as_written(model))
+        for i, model in enumerate(models)
     ]
     if any(table.published for table in tables):
         handles.append(Line2D([], [], color=_PUBLISHED, linewidth=1.5, label="published"))
@@ -73,12 +74,12 @@ def draw_scores(tables: Sequence[TaskTable]) -> bytes:
 
 
 def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | None:
-    """A model minus others, task by task, with 95 % intervals over test rows, as PNG; None without any.
+    """A model minus others, task by task, with 95 % intervals over test rows and seeds, as PNG; None without any.
 
     Tasks that the model does not have are left out.
     """
     of_task = {
-        table.task.name: found
+        f"{table.task.name} {ARTEFACT}" if table.task.artefact else table.task.name: found
         for table in tables
         if (found := {one.other: one for one in table.differences if one.reference == reference})
     }
@@ -103,8 +104,8 @@ def draw_differences(tables: Sequence[TaskTable], reference: str) -> bytes | Non
         _plain(axes, labels if number % columns == 0 else [""] * len(labels))
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_xlim(-reach, reach)
-        axes.set_title(f"{reference} − {other}", fontsize=10)
-    figure.supxlabel(f"difference of means over seeds; right of 0: {reference} is better", fontsize=9)
+        axes.set_title(as_written(f"{reference} − {other}"), fontsize=10)
+    figure.supxlabel(f"difference of means over seeds; right of 0: {as_written(reference)} is better", fontsize=9)
     return png(figure)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from had.evaluation.benchmark_folder import BenchmarkFolder
+from had.evaluation.contestants import FLOORS
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Code, Heading, Items, Paragraph, Table
 from had.evaluation.report_sections import kind_in_words
@@ -25,7 +26,7 @@ def missing(
     ]
     seeds = max((len(row.values) for table in tables for row in table.ours), default=0)
     kinds = model_kinds(folder)
-    for kind in ("scratch", "kmer", "cnn"):
+    for kind in FLOORS:
         if kind not in kinds.values():
             texts.append(f"no row of {kind} ({kind_in_words(kind)}): a score means little without this floor")
     for model in kinds:

@@ -8,10 +8,10 @@ from had.bootstrap import Interval
 from had.console import in_words
 from had.evaluation.contestants import KINDS
 from had.evaluation.overlap import NEAR, K
-from had.evaluation.pairs import ENOUGH_TASKS, PairedDifference, mean_difference
+from had.evaluation.pairs import PairedDifference, mean_difference
 from had.evaluation.protocols import Suite
 from had.evaluation.report_document import Block, Heading, Items, Paragraph, Picture, Table
-from had.evaluation.report_tables import FEW_SEEDS, LEGEND, OurScore, PublishedScore, TaskTable
+from had.evaluation.report_tables import ARTEFACT, FEW_SEEDS, LEGEND, OurScore, PublishedScore, TaskTable
 
 
 def opening(
@@ -20,6 +20,7 @@ def opening(
     """What the models and marks are, and how to read the numbers."""
     used = {mark for table in tables for ours in table.ours for mark in ours.marks + ours.grade}
     used |= {mark for table in tables for other in table.published for mark in other.marks}
+    used |= {ARTEFACT for table in tables if table.task.artefact}
     legend = [[mark, text] for mark, text in LEGEND.items() if mark in used]
     return [
         Heading(title, 1),
@@ -65,15 +66,13 @@ def summary(tables: Sequence[TaskTable], models: Sequence[str], pictures: Sequen
     for table in tables:
         best = table.best_published
         shown = f"{best.score:.3f}{best.marks} {best.model}" if best else ""
-        name = table.task.name + (f" {table.grade}" if table.grade else "")
-        rows.append(
-            [name, table.metric, f"{table.n_test:,}", shown, *(_ours(table.of(m), table.grade) for m in models)]
-        )
+        scores = (_ours(table.of(m), table.grade) for m in models)
+        rows.append([table.title, table.metric, f"{table.n_test:,}", shown, *scores])
     header = ["task", "metric", "test rows", "best published", *models]
     notes = [
-        f"{table.task.name} {table.grade}".strip() + f": {'; '.join(table.reasons)}"
+        f"{table.title}: {'; '.join([*table.reasons, *filter(None, [table.task.artefact])])}"
         for table in tables
-        if table.reasons
+        if table.reasons or table.task.artefact
     ]
     blocks: list[Block] = [Heading("Summary"), Table(header, rows, numbers=(2, *range(4, 4 + len(models))))]
     return [*blocks, *([Items(notes)] if notes else []), *pictures]
@@ -89,13 +88,13 @@ def groups(tables: Sequence[TaskTable], models: Sequence[str]) -> list[Block]:
             wholes[f"all tasks here by {metric}"] = [table for table in tables if table.metric == metric]
     rows = []
     for name, whole in wholes.items():
-        common = [table for table in whole if all(table.of(model) for model in models)]
+        common = [t for t in whole if all(t.of(model) for model in models) and not t.task.artefact]
         if common:
             rows.append(_group_row(name, whole, common, models))
     header = ["mean over", "tasks", "best published mean", *models]
     text = (
-        "Unweighted means over the tasks that every model of this table has; beside them the best mean of a published "
-        "model that has all of these tasks."
+        f"Unweighted means over the tasks that every model of this table has, without those marked {ARTEFACT}; beside "
+        "them the best mean of a published model that has all of these tasks."
     )
     table = Table(header, rows, numbers=(1, *range(3, 3 + len(models))))
     return [Heading("Means over groups of tasks"), Paragraph(text), table] if rows else []
@@ -134,9 +133,9 @@ def paired(tables: Sequence[TaskTable], pictures: Sequence[Picture]) -> list[Blo
         return []
     text = (
         "The model named first minus another: both models' predictions on the same test rows, averaged over their "
-        "seeds, with 95 % intervals of 1,000 resamples of the test rows (of a mean over tasks: resamples of the tasks, "
-        f"from {ENOUGH_TASKS} on). Where the interval holds 0 the two are not told apart. It says what another test "
-        "set of this size would change; what another training run would change is in the range over seeds."
+        "seeds, with 95 % intervals of 1,000 resamples of the test rows and of each model's seeds. Of a mean over "
+        f"tasks, those marked {ARTEFACT} left out, the interval is Student's t over tasks. Where an interval holds 0 "
+        "the two are not told apart. Another pre-training is not in it; of a single seed only the rows are resampled."
     )
     made = [
         _differences(reference, [(table, one) for table, one in every if one.reference == reference])
@@ -156,8 +155,8 @@ def _differences(reference: str, found: Sequence[tuple[TaskTable, PairedDifferen
     rows = [[task, *(cells.get((task, other), "") for other in of)] for task in names]
     means = []
     for by_task in of.values():
-        mean = f"{_interval(mean_difference(list(by_task.values())))} ({len(by_task)} tasks)"
-        means.append(mean if len(by_task) > 1 else "")
+        mean = mean_difference(list(by_task.values()))
+        means.append(f"{_interval(mean)} ({mean.n_blocks} tasks)" if mean.n_blocks > 1 else "")
     if any(means):
         rows.append(["mean over tasks", *means])
     return Table(["task", *(f"{reference} − {other}" for other in of)], rows, numbers=range(1, 1 + len(of)))
@@ -238,7 +237,7 @@ def tasks(tables: Sequence[TaskTable]) -> list[Block]:
     )
     blocks: list[Block] = [Heading("Each task"), Paragraph(text)]
     for table in tables:
-        blocks.append(Heading(f"{table.task.name}{' ' + table.grade if table.grade else ''}", 3))
+        blocks.append(Heading(table.title, 3))
         if table.reasons:
             blocks.append(Paragraph("Against the published numbers: " + "; ".join(table.reasons) + "."))
         lines: list[tuple[float, bool, list[str]]] = [

@@ -19,7 +19,7 @@ from had.evaluation.suite_data import TaskData
 from had.evaluation.unit_files import Predictions, read_predictions
 from had.evaluation.units import score
 
-FEW_SEEDS, SAME, OTHER, CAUTION, UNSTATED, OWN_ROWS = "*", "=", "≠", "~", "?", "°"
+FEW_SEEDS, SAME, OTHER, CAUTION, UNSTATED, OWN_ROWS, ARTEFACT = "*", "=", "≠", "~", "?", "°", "†"
 LEGEND = {
     FEW_SEEDS: "fewer than 3 seeds: the number may move by more than the differences in this table",
     SAME: "nothing in it is random and the rows are fixed: every seed gives this number",
@@ -27,6 +27,7 @@ LEGEND = {
     CAUTION: "comparable with caution; the reason stands beside the task",
     UNSTATED: "published with fewer than 3 seeds, or without saying how many",
     OWN_ROWS: "published after further pre-training on sequences of the benchmark itself",
+    ARTEFACT: "the data set has an artefact, named beside the task; means leave it out",
 }
 ENOUGH_SEEDS = 3
 _METRIC_NAMES = {"f1": "macro_f1"}
@@ -110,6 +111,11 @@ class TaskTable:
     n_test: int
     overlap: Overlap | None
     differences: list[PairedDifference]
+
+    @property
+    def title(self) -> str:
+        """The task's name, with its grade and `ARTEFACT` where it has them."""
+        return f"{self.task.name} {self.grade}{ARTEFACT if self.task.artefact else ''}".strip()
 
     @property
     def best_published(self) -> PublishedScore | None:
@@ -244,7 +250,9 @@ def _table(
     every = [one for seeds in found.values() for one in seeds.values()]
     overlap = None
     if every:
-        overlap = overlap_of(folder.path, load(task.name), task.name, every[0].record.facts["test_sha256"])
+        overlap = overlap_of(
+            folder.path, load(task.name), task.name, every[0].record.facts["test_sha256"], len(every[0].targets)
+        )
     ours = [_ours(folder, task, model, kinds[model], found[model], overlap) for model in kinds if model in found]
     grade = min((row.grade for row in ours), key=_strictness, default="")
     models_of: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""How sure a difference is: two models on the same test rows, the rows drawn again and again (paired bootstrap)."""
+"""Bootstrap of the difference of two models: test rows, which they share, and each model's seeds are resampled."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,11 @@ def paired_interval(
     n_classes: int,
     seed: int = 0,
 ) -> Interval:
-    """Difference of two models' mean scores over their seeds, with its 95 % interval over test rows.
+    """Difference of two models' mean scores over their seeds, with its 95 % interval over test rows and seeds.
+
+    A resample draws test rows, the same for every seed of both models, and seeds of each model, all with replacement
+    (the product bootstrap: Owen and Eckles, Annals of Applied Statistics 6, 2012). Resampling the rows alone would
+    leave out what another training run changes.
 
     Parameters
     ----------
@@ -58,7 +62,8 @@ def paired_interval(
     targets
         Class ids (n,); negative where no training row has the label (an error of both).
     ours, theirs
-        Predicted class ids (seeds, n); the two may have different numbers of seeds.
+        Predicted class ids (seeds, n); the two may have different numbers of seeds. Of a single seed only the rows
+        can be resampled.
     n_classes
         Classes that can be predicted.
     seed
@@ -66,28 +71,33 @@ def paired_interval(
 
     Returns
     -------
-    Interval of the difference; it holds what another draw of test rows would change, and averages over the seeds.
+    Interval of the difference.
     """
     true = np.where(targets >= 0, targets, n_classes)
     width = n_classes + 1
-    cells = [true * width + predicted for model in (ours, theirs) for predicted in model]
-    sides = np.repeat([1.0 / len(ours), -1.0 / len(theirs)], [len(ours), len(theirs)])
+    cells = [[true * width + predicted for predicted in model] for model in (ours, theirs)]
     n = len(true)
 
-    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        result = np.zeros(len(weights))
-        for cell, side in zip(cells, sides, strict=True):
+    def scores(model: list[NDArray[np.int64]], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Score (resamples, seeds) of each seed of a model on weighted rows (resamples, n)."""
+        columns = []
+        for cell in model:
             indicator = np.zeros((n, width * width))
             indicator[np.arange(n), cell] = 1.0
-            confusion = (weights @ indicator).reshape(-1, width, width)
-            result += side * score_confusions(metric, confusion)
-        return result
+            columns.append(score_confusions(metric, (weights @ indicator).reshape(-1, width, width)))
+        return np.stack(columns, axis=1)
 
     rng = np.random.default_rng(seed)
     drawn, step = [], max(1, min(RESAMPLES, _CELLS // max(1, n)))
     for start in range(0, RESAMPLES, step):
         rows = min(step, RESAMPLES - start)
         weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(rows)]).astype(np.float64)
-        drawn.append(difference(weights))
+        first, second = (
+            (scores(model, weights) * rng.multinomial(len(model), np.full(len(model), 1 / len(model)), rows)).sum(1)
+            / len(model)
+            for model in cells
+        )
+        drawn.append(first - second)
     low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return Interval(float(difference(np.ones((1, n)))[0]), float(low), float(high), n)
+    whole = [float(scores(model, np.ones((1, n))).mean()) for model in cells]
+    return Interval(whole[0] - whole[1], float(low), float(high), n)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from had import metrics
 from had.baselines.kmer_regression import KmerLogisticRegression
 from had.baselines.logistic import LogisticFit, fit_logistic
+from had.baselines.places import PlacesBoosting, PlacesLogisticRegression
 from had.console import Progress
 from had.errors import UserError
 from had.evaluation.contestants import Contestant, student_sizes
@@ -95,27 +96,46 @@ def choose(
     fold = data.fold(seed)
     if contestant.is_fitted:
         return _choose_fitted(contestant, data, fold, seed, configs, model, device, advance or Progress(), states)
-    if contestant.kind == "kmer":
-        return _KmerModel(data, fold)
+    if contestant.kind in _COUNTED:
+        return _CountedModel(data, fold, _COUNTED[contestant.kind])
     return _Probe(data, fold, features.of(contestant, data, seed, device, model))
 
 
-class _KmerModel:
-    def __init__(self, data: TaskData, fold: Fold) -> None:
+_Counted = KmerLogisticRegression | PlacesLogisticRegression | PlacesBoosting
+_COUNTED: dict[str, type[_Counted]] = {
+    "kmer": KmerLogisticRegression,
+    "places": PlacesLogisticRegression,
+    "places-boosted": PlacesBoosting,
+}
+
+
+class _CountedModel:
+    def __init__(self, data: TaskData, fold: Fold, make: type[_Counted]) -> None:
         started = time.perf_counter()
         self.n_classes = len(data.kind.classes)
         rows = [[data.sequences[i] for i in part] for part in (fold.train, fold.valid)]
         labels = [data.targets[part] for part in (fold.train, fold.valid)]
-        self.model = KmerLogisticRegression(metric=METRIC[data.task.metric])
+        self.model = make(metric=METRIC[data.task.metric])
         self.model.fit(rows[0], labels[0], rows[1], labels[1])
-        fit = self.model.fitted
-        parameters = int(fit.model.coef_.size + fit.model.intercept_.size)
-        self.facts = _facts(data, fold, fit.dev_score, time.perf_counter() - started, parameters, parameters)
-        self.facts |= {"C": fit.C}
-        self.notes = [f"C {fit.C:g} by validation"] + ([] if fit.converged else ["the solver did not converge"])
+        seconds = time.perf_counter() - started
+        if isinstance(self.model, PlacesBoosting):
+            self.classes = self.model.classes
+            # A tree of n leaves has n values and n - 1 cuts.
+            outputs = 1 if len(self.classes) == 2 else len(self.classes)
+            parameters = self.model.chosen_trees * outputs * (2 * self.model.chosen_leaves - 1)
+            self.facts = _facts(data, fold, self.model.dev_score, seconds, parameters, parameters)
+            self.facts |= {"trees": self.model.chosen_trees, "leaves": self.model.chosen_leaves}
+            self.notes = [f"{self.model.chosen_trees} trees of {self.model.chosen_leaves} leaves by validation"]
+        else:
+            fit = self.model.fitted
+            self.classes = fit.model.classes_
+            parameters = int(fit.model.coef_.size + fit.model.intercept_.size)
+            self.facts = _facts(data, fold, fit.dev_score, seconds, parameters, parameters)
+            self.facts |= {"C": fit.C}
+            self.notes = [f"C {fit.C:g} by validation"] + ([] if fit.converged else ["the solver did not converge"])
 
     def predict(self, sequences: Sequence[str]) -> NDArray[np.float64]:
-        return _all_classes(self.model.fitted, self.model.probabilities(sequences), self.n_classes)
+        return _all_classes(self.classes, self.model.probabilities(sequences), self.n_classes)
 
 
 class _Probe:
@@ -152,7 +172,7 @@ class _Probe:
 
     def predict(self, sequences: Sequence[str]) -> NDArray[np.float64]:
         values = self.extractor.of(sequences, [self.layer])[self.layer]
-        return _all_classes(self.fit, self.fit.probabilities(values), self.n_classes)
+        return _all_classes(self.fit.model.classes_, self.fit.probabilities(values), self.n_classes)
 
 
 @dataclass
@@ -292,8 +312,8 @@ def _facts(
     }
 
 
-def _all_classes(fit: LogisticFit, found: NDArray[np.float64], n_classes: int) -> NDArray[np.float64]:
+def _all_classes(classes: NDArray[np.int64], found: NDArray[np.float64], n_classes: int) -> NDArray[np.float64]:
     """Probabilities with a column of 0 for each class that no training row of the fold has."""
     result = np.zeros((len(found), n_classes))
-    result[:, fit.model.classes_] = found
+    result[:, classes] = found
     return result

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.alphabet import encode_bytes
 from had.dna.labelled import DroppedRow
 from had.dna.labelled_tasks import UNSEEN, LabelledRow, Task, decide_task, is_fraction, targets, unseen_labels
@@ -203,7 +204,7 @@ class TaskData:
         ids = targets(rows, self.kind)
         if unseen := unseen_labels(rows, self.kind):
             count = int((ids == UNSEEN).sum())
-            notes.append(f"{count:,} test rows of labels not in train count as errors ({', '.join(unseen[:5])})")
+            notes.append(f"{count:,} test rows of labels not in train count as errors ({some_of(unseen)})")
         labels = [row.label for row in rows]
         return TestRows(
             [middle(row.sequence, MAX_LENGTH) for row in rows], ids, labels, given, self.files.digest("test"), notes
@@ -238,6 +239,6 @@ def _said(split: str, dropped: list[DroppedRow]) -> list[str]:
     reasons = Counter(row.reason for row in dropped)
     return [
         f"{split}: {count:,} rows dropped for {reason} (line "
-        f"{', '.join(str(row.line) for row in dropped if row.reason == reason)[:60]})"
+        f"{some_of(row.line for row in dropped if row.reason == reason)})"
         for reason, count in reasons.items()
     ]

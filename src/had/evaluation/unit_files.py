@@ -4,8 +4,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,16 +127,29 @@ def read_record(path: Path) -> Record:
     UserError
         If the file is damaged or is not of a benchmark.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
+    with _readable(path):
         known = json.loads((parquet.read_schema(path).metadata or {})[_METADATA])
-        return Record(known["row"], known["facts"], known["settings"])
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        record = Record(*(dict(known[name]) for name in ("row", "facts", "settings")))
+        float(record.row["value"])
+        texts = [record.facts["test_sha256"], *(record.row[name] for name in COLUMNS)]
+        if not all(isinstance(text, str) for text in texts) or record.unit.seed < 0:
+            raise ValueError("other values than had writes")
+    return record
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: is no readable file of a benchmark ({error}); remove it, and its row of {SCORES}, to compute it "
-            "again"
+            f"{path}: is no readable file of a benchmark ({reason}); remove it, and its row of {SCORES}, "
+            "to compute it again"
         ) from error
 
 
@@ -151,7 +164,10 @@ def read_predictions(path: Path) -> Predictions:
     from pyarrow import parquet
 
     record = read_record(path)
-    table = parquet.read_table(path)
-    columns = [name for name in table.column_names if name.startswith("p_")]
-    probabilities = np.stack([table[name].to_numpy() for name in columns], axis=1)
-    return Predictions(table["target"].to_numpy().astype(np.int64), probabilities, record)
+    with _readable(path):
+        table = parquet.read_table(path)
+        columns = [name for name in table.column_names if name.startswith("p_")]
+        probabilities = np.stack([table[name].to_numpy() for name in columns], axis=1).astype(np.float64)
+        if len(table) != int(record.row["n_test"]) or not np.isfinite(probabilities).all():
+            raise ValueError("other rows than had writes")
+        return Predictions(table["target"].to_numpy().astype(np.int64), probabilities, record)

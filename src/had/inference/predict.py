@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -14,23 +15,26 @@ from numpy.typing import NDArray
 
 from had.console import progress, say
 from had.dna.alphabet import N, decode, encode_bytes, reverse_complement
+from had.dna.bed import BED_SUFFIXES, is_bed, read_bed_rows, window_of
 from had.dna.genome import Genome
-from had.dna.intervals import BED_SUFFIXES, has_interval, is_bed
 from had.dna.labelled import invalid_position
 from had.dna.labelled_records import Locus, Record
-from had.dna.labelled_rows import iterate_records, refuse_pipe, text_lines
+from had.dna.labelled_rows import iterate_records, refuse_pipe
 from had.errors import UserError
 from had.files import is_no_plain_file, why_no_folder
 from had.inference.prediction_files import Row, check_format, open_writer, track_shown, value_text
-from had.models.heads import HADForSequenceClassification
+from had.models.heads import HADClassifierConfig, HADForSequenceClassification
+from had.models.prediction import TrainedOn, bp_range
+from had.models.saving import TUNING_FILE, find_folder, read_object
 from had.training.devices import choose_device, keep_freed_memory, set_threads
 from had.training.finetuning_batches import Part
+from had.training.finetuning_data import middle
 from had.training.finetuning_scores import predict_logits
 
 _RECORDS = 512
 _LETTERS = 1 << 20
 """Letters, and records, that are in memory at once (or one record)."""
-_WHOLE = re.compile(r"-?\d{1,15}", re.ASCII)
+_WIDTH = re.compile(r"(?:--width[ =]|peaks\.width=)(\d{1,9})", re.ASCII)
 _MOST_IDS = 2_000_000
 """Ids that are remembered to count repeated ones."""
 
@@ -42,6 +46,7 @@ def predict(
     *,
     genome: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     conjoin: bool | None = None,
+    as_written: bool = False,
     track: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -66,6 +71,9 @@ def predict(
         FASTA file or files of the intervals in a BED file. Intervals with strand ``-`` are read on that strand.
     conjoin
         Average over both strands; None: as fine-tuning decided.
+    as_written
+        Read intervals as they are in the file instead of cutting them as peaks were cut in training, and take sequences
+        of any length, without a warning, also where the head knows positions.
     track
         Class whose probability a ``.bedgraph`` or ``.bed`` shows; default: the second of two.
     device, threads, dry_run, quiet
@@ -79,7 +87,8 @@ def predict(
     Raises
     ------
     UserError
-        If the model, the input or an option is wrong; ``out`` is untouched then.
+        If the model, the input or an option is wrong, or a sequence has another length than the training rows of a
+        model that knows positions; ``out`` is untouched then.
     RunFault
         If the disk refused.
     """
@@ -90,7 +99,9 @@ def predict(
     loaded = HADForSequenceClassification.from_pretrained(model).to(target)
     use_both = loaded.config.conjoin if conjoin is None else conjoin
     genome_files = [Path(genome)] if isinstance(genome, str | PathLike) else [Path(path) for path in genome or ()]
-    records = _open(input_path, genome_files, quiet)
+    trained = None if as_written else loaded.config.trained_on
+    read = _open(input_path, genome_files, quiet, trained)
+    records = read()
     for path in (input_path, *genome_files):
         if out.exists() and path.resolve() == out.resolve():
             raise UserError(f"{out} is the {'input' if path == input_path else 'genome'} itself; name another --out")
@@ -113,10 +124,17 @@ def predict(
     )
     if track_of is not None and first.locus is None and not first.locatable:
         raise UserError(no_coordinates)
+    if trained is not None and trained.width is not None and genome_files:
+        say(f"intervals are cut to {trained.width:,} bp around their {trained.around}, as in training")
+    elif trained is not None and loaded.config.windows:
+        _refuse_other_lengths(read(), trained, input_path)
     if dry_run:
         say(f"would predict {loaded.config.task} for {input_path} and write {out}; nothing was written")
         return {"rows": 0, "without_prediction": {}, "duplicated_ids": 0}
     counts: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
+    faults: Counter[str] = Counter()
+    first_line: dict[str, int] = {}
     rows = duplicated = located = written = 0
     known: set[int] = set()
     with (
@@ -126,6 +144,11 @@ def predict(
         for chunk in _chunks(chain([first], records)):
             found = _rows(loaded, chunk, use_both)
             write(found)
+            lengths.update(len(record.sequence) for record, row in zip(chunk, found, strict=True) if not row.reason)
+            for record in chunk:
+                if record.fault:
+                    faults[record.fault] += 1
+                    first_line.setdefault(record.fault, record.line)
             for row in found:
                 located += row.locus is not None
                 written += row.locus is not None and not row.reason
@@ -149,67 +172,90 @@ def predict(
             say(f"{rows - written:,} records have no line there: they lack coordinates, or a prediction")
     for reason, count in counts.most_common():
         say(f"{count:,} rows without a prediction: {reason}")
+    for fault, count in faults.items():
+        say(f"{count:,} intervals have {fault}: their middle was taken (first in line {first_line[fault]:,})")
+    if not as_written and lengths and (warning := _other_lengths(model, loaded.config, lengths, bool(genome_files))):
+        say(f"Warning: {warning}")
     if duplicated:
         say(f"{duplicated:,} rows repeat the id of an earlier one")
     return {"rows": rows, "without_prediction": dict(counts), "duplicated_ids": duplicated}
 
 
-def _open(path: Path, genome: Sequence[Path], quiet: bool) -> Iterator[Record]:
-    """Records of the input; the genome is opened, and absent files found, before anything is written."""
-    intervals = is_bed(path)
+def _open(path: Path, genome: Sequence[Path], quiet: bool, cut: TrainedOn | None) -> Callable[[], Iterator[Record]]:
+    """Reader of the input; the genome is opened, and absent files found, before anything is written."""
     refuse_pipe(path)
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a file of sequences")
-    if intervals and not genome:
-        raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
+    if not is_bed(path):
+        if genome:
+            raise UserError(f"--genome goes with intervals ({', '.join(BED_SUFFIXES)}); {path} is none of these")
+        return partial(iterate_records, path, need_label=False)
     if not genome:
-        return iterate_records(path, need_label=False)
-    if not intervals:
-        raise UserError(f"--genome goes with intervals ({', '.join(BED_SUFFIXES)}); {path} is none of these")
-    return bed_records(path, Genome.open(genome, progress=not quiet))
+        raise UserError(f"{path} holds intervals: pass their reference FASTA with --genome")
+    return partial(bed_records, path, Genome.open(genome, progress=not quiet), cut)
 
 
-def bed_records(path: Path, genome: Genome) -> Iterator[Record]:
+def bed_records(path: Path, genome: Genome, cut: TrainedOn | None = None) -> Iterator[Record]:
     """Intervals of a BED-like file as records with their letters; those that do not fit the genome have none.
+
+    Parameters
+    ----------
+    path, genome
+        The file, read by `had.dna.bed.read_bed_rows` as for `had finetune`, and the genome of its intervals.
+    cut
+        Cut each interval as peaks were cut in this training; None: as written.
 
     Raises
     ------
     UserError
-        If a line is no interval; the message has its number.
+        If a line is not an interval; the message has its number.
     """
-    number = 0
-    for line, text in enumerate(text_lines(path), start=1):
-        if not has_interval(text):
-            continue
-        text = text.rstrip("\r\n")
-        # As had finetune reads peaks: what a model was made from can be predicted.
-        fields = text.split("\t") if "\t" in text else text.split()
-        if len(fields) < 3 or not all(_WHOLE.fullmatch(field.strip()) for field in fields[1:3]):
-            raise UserError(
-                f"{path}, line {line}: an interval is contig, start and end (whole numbers) separated by tabs; "
-                f"got {text.strip()[:60]!r}"
-            )
-        number += 1
-        locus = Locus(fields[0].strip(), int(fields[1]), int(fields[2]))
-        name = fields[3].strip() if len(fields) > 3 else ""
-        identity = name if name not in ("", ".") else f"{locus.contig}:{locus.start}-{locus.end}"
-        strand = fields[5].strip() if len(fields) > 5 and fields[5].strip() in ("+", "-") else "."
-        sequence = problem = ""
-        try:
-            contig = genome.contig(locus.contig)
-        except UserError:
-            problem = f"the genome has no record {locus.contig!r}"
-        else:
-            if locus.start >= locus.end:
-                problem = "an empty interval"
-            elif locus.start < 0:
-                problem = f"the interval begins before {locus.contig}"
-            elif locus.end > contig.length:
-                problem = f"the interval ends behind {locus.contig} ({contig.length:,} bp)"
+    for number, row in enumerate(read_bed_rows(path, genome), start=1):
+        start, end, problem = row.start, row.end, row.problem
+        sequence = fault = ""
+        if not problem:
+            contig = genome.contig(row.contig)
+            if cut is not None and cut.width is not None:
+                start, end, _, fault = window_of(row, cut.width, cut.anchor)
+            if start < 0 or end > contig.length:
+                problem = f"its window of {end - start:,} bp reaches beyond {row.contig} ({contig.length:,} bp)"
             else:
-                codes = np.asarray(genome.codes[contig.offset + locus.start : contig.offset + locus.end])
-                sequence = decode(reverse_complement(codes) if strand == "-" else codes)
-        yield Record(line, number, identity, sequence, None, locus, strand=strand, problem=problem)
+                codes = np.asarray(genome.codes[contig.offset + start : contig.offset + end])
+                sequence = decode(reverse_complement(codes) if row.strand == "-" else codes)
+                if cut is not None and cut.width is not None:
+                    sequence = middle(sequence, cut.longest)
+        identity = row.name or f"{row.contig}:{row.start}-{row.end}"
+        locus = Locus(row.contig, row.start, row.end)
+        yield Record(row.line, number, identity, sequence, None, locus, strand=row.strand, problem=problem, fault=fault)
+
+
+def _refuse_other_lengths(records: Iterable[Record], trained: TrainedOn, path: Path) -> None:
+    """Refuse sequences of another length than the training rows, before hours are spent."""
+    for record in records:
+        if record.sequence and not trained.fits(len(record.sequence)):
+            raise UserError(
+                f"{path}, line {record.line:,}: {len(record.sequence):,} bp, but the model knows positions in "
+                f"sequences of {trained.bp}; cut them as the training rows were, or pass --as-written"
+            )
+
+
+def _other_lengths(
+    name: str | PathLike[str], config: HADClassifierConfig, lengths: Counter[int], intervals: bool
+) -> str:
+    """Warning about sequences that are not as long as the training rows; empty where there is nothing to warn of."""
+    found = f"these have {bp_range(min(lengths), max(lengths))}"
+    if (trained := config.trained_on) is not None:
+        other = sum(count for length, count in lengths.items() if not trained.fits(length))
+        shown = f"{other:,} of {lengths.total():,} sequences are shorter or longer than all training rows"
+        return f"{shown}: the model was trained on {trained.bp}; {found}" if other else ""
+    # An earlier version saved the model; its command may tell.
+    path = find_folder(name) / TUNING_FILE
+    command = str(read_object(path).get("command")) if path.exists() else ""
+    width = _WIDTH.search(command)
+    about = int(width[1]) if width and intervals else config.windows
+    if about:
+        return f"the model was trained on about {about:,} bp; {found}" if set(lengths) != {about} else ""
+    return f"how intervals were cut in training is not stored with the model; {found}" if intervals else ""
 
 
 def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:

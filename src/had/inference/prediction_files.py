@@ -1,14 +1,16 @@
 """Tables of predictions, written a piece at a time: TSV, CSV, Parquet, bedGraph and BED."""
 
 import csv
-import gzip
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from gzip import GzipFile
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from had.console import some_of
 from had.dna.labelled_records import Locus
 from had.errors import RunFault, UserError
 from had.files import fsync_file, is_no_plain_file, temporary_name
@@ -87,12 +89,16 @@ def _open_table(place: Path, named: Path, task: str, classes: Sequence[str], sho
         with open(place, "wb") as raw, _parquet(raw, task, columns) as write:
             yield write
         return
-    packed = named.name.lower().endswith(".gz")
-    with (gzip.open if packed else open)(place, "wt", encoding="utf-8", newline="") as text:
+    with open(place, "wb") as raw, _packed(raw, named) as file, TextIOWrapper(file, "utf-8", newline="") as text:
         if shown is not None:
             yield _intervals(text, shown, task, name.endswith(".bed"))
         else:
             yield _table(text, "," if name.endswith(".csv") else "\t", task, columns)
+
+
+def _packed(raw: BinaryIO, named: Path) -> AbstractContextManager[Any]:
+    """The file to write into: with gzip where the name ends in .gz, its header without name and time."""
+    return GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if named.name.lower().endswith(".gz") else raw
 
 
 def check_format(path: Path) -> None:
@@ -124,13 +130,13 @@ def track_shown(path: Path, task: str, classes: Sequence[str], track: str | None
         return None
     if track is not None:
         if track not in classes:
-            raise UserError(f"--track {track!r} is none of the classes {', '.join(classes)}")
+            raise UserError(f"--track {track!r} is none of the classes {some_of(classes)}")
         return list(classes).index(track)
     if task == "regression":
         return 0
     if task == "binary":
         return 1
-    raise UserError(f"{path}: name the class to show by --track ({', '.join(classes)})")
+    raise UserError(f"{path}: name the class to show by --track ({some_of(classes)})")
 
 
 def _table(text: Any, delimiter: str, task: str, columns: Sequence[str]) -> Write:

@@ -4,7 +4,7 @@ A sequence of up to ``config.max_length`` letters is read in one pass. A longer 
 which overlap by at least half; each letter's features come from the window in which it is farthest from an edge.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,18 @@ LETTERS_PER_BATCH = 131_072
 
 
 def encode_sequences(sequences: Sequence[str], purpose: str = "embed") -> list[NDArray[np.uint8]]:
-    """Give the codes (length,) of each sequence; a SequenceError names the index of one that cannot be read."""
+    """Return the codes (length,) of each sequence; a SequenceError names the index of one that cannot be read.
+
+    A string, a mapping or a table, which iterate over letters or names, is a TypeError.
+    """
+    if isinstance(sequences, str | bytes):
+        raise TypeError("the sequences are a single string; put it into a list")
+    if isinstance(sequences, Mapping):
+        raise TypeError(
+            "the sequences are a mapping, of which only the names would be read; pass list(mapping.values())"
+        )
+    if hasattr(sequences, "columns"):
+        raise TypeError("the sequences are a table; pass one column of it, such as list(table['sequence'])")
     tokenizer = NucleotideTokenizer()
     codes = []
     for index, sequence in enumerate(sequences):
@@ -165,10 +176,8 @@ def embed(
     ValueError
         There is no sequence, or ``pooling``, ``batch_size`` or ``layer`` is out of range.
     TypeError
-        ``sequences`` is a single string.
+        ``sequences`` is a single string, a mapping or a data frame.
     """
-    if isinstance(sequences, str):
-        raise TypeError("embed takes a list of sequences; put the single sequence into a list")
     if pooling not in ("mean", "max", "none"):
         raise ValueError(f"pooling must be 'mean', 'max' or 'none'; got {pooling!r}")
     if batch_size < 1:

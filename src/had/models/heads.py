@@ -17,11 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from had.console import some_of
 from had.dna.alphabet import COMPLEMENT, NUCLEOTIDE_OFFSET
 from had.errors import UserError
-from had.models.prediction import predict
-from had.models.saving import CLASSIFIER_TYPE, WEIGHTS_FILE, find_folder, load_weights, read_config, write_folder
+from had.models.prediction import TrainedOn, predict
+from had.models.saving import (
+    CLASSIFIER_TYPE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_folder,
+    load_weights,
+    read_config,
+    write_folder,
+)
 from had.models.student import HADConfig, HADModel
+from had.schema import build
 
 TASKS = ("binary", "multiclass", "multilabel", "regression")
 
@@ -66,6 +76,8 @@ class HADClassifierConfig(HeadConfig):
     """Sizes of the student."""
     windows: int = 0
     """Equal shares of each sequence that the head also sees apart, so that it knows where a feature stands; 0: none."""
+    trained_on: TrainedOn | None = None
+    """How the training rows were cut; None: not known."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning with a ValueError."""
@@ -78,8 +90,8 @@ class HADClassifierConfig(HeadConfig):
         return {**dataclasses.asdict(self), "student": self.student.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HADClassifierConfig":
-        """Make a config of a dictionary.
+    def from_dict(cls, values: dict[str, Any], where: str = "the model's config") -> "HADClassifierConfig":
+        """Make a config of a dictionary; ``where`` names it in messages.
 
         Raises
         ------
@@ -88,11 +100,8 @@ class HADClassifierConfig(HeadConfig):
         """
         known = {entry.name for entry in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known):
-            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
-        try:
-            return cls(**{**values, "student": HADConfig.from_dict(values.get("student", {}))})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+            raise UserError(f"{where} has unknown names: {some_of(unknown)}; a newer version wrote it?")
+        return build(cls, {**values, "student": HADConfig.from_dict(values.get("student", {}), where)}, where)
 
 
 @dataclass
@@ -302,7 +311,11 @@ class HADForSequenceClassification(SequenceClassifier):
         return torch.cat([mean_BD, apart_BWD.flatten(1) / self.config.windows**0.5], 1)
 
     def predict(
-        self, sequences: Sequence[str], batch_size: int = 32, both_strands: bool | None = None
+        self,
+        sequences: Sequence[str],
+        batch_size: int = 32,
+        both_strands: bool | None = None,
+        as_written: bool = False,
     ) -> NDArray[np.floating]:
         """Predict for DNA sequences: `had.models.prediction.predict` of this model, whose docstring has the details.
 
@@ -312,7 +325,7 @@ class HADForSequenceClassification(SequenceClassifier):
             (n, K) float32 in the order of ``config.classes``: the probability of each class, of multilabel each label's
             own; of regression the value, float64 (K = 1). A row of NaN for a sequence without any letter A, C, G or T.
         """
-        return predict(self, sequences, batch_size, both_strands)
+        return predict(self, sequences, batch_size, both_strands, as_written)
 
     def embed(
         self,
@@ -349,7 +362,8 @@ class HADForSequenceClassification(SequenceClassifier):
             Nothing of that name is found, or it is no fine-tuned model.
         """
         folder = find_folder(name, revision)
-        config = HADClassifierConfig.from_dict(read_config(folder, HADClassifierConfig.model_type))
+        found = read_config(folder, HADClassifierConfig.model_type)
+        config = HADClassifierConfig.from_dict(found, str(folder / CONFIG_FILE))
         model = cls(config)
         load_weights(model, folder / WEIGHTS_FILE)
         return model.eval()

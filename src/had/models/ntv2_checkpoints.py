@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from had.console import some_of
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, fsync_file, fsync_folder, temporary_name
 from had.models.ntv2_published import CONFIG_FILE, WEIGHTS_FILE
+from had.models.saving import check_finite, read_object
 
 Shape = tuple[int, ...]
 
@@ -117,12 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
         The file is no JSON object, lacks a size, is of another kind of model, or asks for what is not
         implemented.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a JSON object; copy or download it again.")
+    config = read_object(path)
     # The Hub's files have no model_type; a copy that transformers saved again says "esm".
     if (kind := config.get("model_type", "esm")) != "esm":
         raise UserError(f"{path} describes a model of type {kind!r}, not a Nucleotide Transformer v2.")
@@ -165,13 +162,15 @@ def read_weights(
     ValueError
         ``dtype`` is no floating-point type.
     had.errors.UserError
-        The file is damaged or holds code, or keys or shapes differ; the message names the file and lists the
-        keys.
+        The file is damaged, holds code, NaN or infinity, or keys or shapes differ; the message names the file
+        and lists the keys.
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type; got {dtype}")
     read = _read_torch_file if path.suffix == ".bin" else _read_safetensors
-    return read(path, {hub_key(key): key for key in wanted}, wanted, unused_shapes(sizes), dtype)
+    found = read(path, {hub_key(key): key for key in wanted}, wanted, unused_shapes(sizes), dtype)
+    check_finite(path, {hub_key(key): tensor for key, tensor in found.items()})
+    return found
 
 
 def _read_safetensors(
@@ -230,14 +229,9 @@ def _compare(path: Path, found: dict[str, Shape], wanted: dict[str, Shape], unus
         "unexpected": [key for key in found if key not in known],
         "of another shape": shapes,
     }
-    texts = [f"{fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
+    texts = [f"{fault}: {some_of(keys)}" for fault, keys in faults.items() if keys]
     if texts:
         raise UserError(f"{path} does not fit its {CONFIG_FILE}; tensors {'; '.join(texts)}.")
-
-
-def _some(items: list[str], limit: int = 5) -> str:
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def write_checkpoint(

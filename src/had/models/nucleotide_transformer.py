@@ -178,7 +178,7 @@ class NucleotideTransformer(nn.Module):
         Parameters
         ----------
         log_frequencies
-            Log frequency (4,096,) of each 6-mer: becomes the output bias.
+            Log frequency (4,096,) of each 6-mer, in the order of the vocabulary: becomes the output bias.
         seed
             Of the letter vectors.
         """

@@ -2,8 +2,8 @@
 
 Threads that share every operation wait for each other after each; threads that have sequences of their own do not, and
 what a sequence leaves behind in one layer is still in the processor's cache in the next. Which sequences go together
-depends on their length alone, and gradients are summed in the order of the batch, so that no number depends on how
-many threads there are.
+depends on their length alone, and gradients are summed in the order of the batch, so that with more than one piece no
+number depends on how many threads there are.
 """
 
 import threading

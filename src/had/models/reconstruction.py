@@ -24,6 +24,8 @@ from had.models.student import HADConfig, HADModel, initialise
 
 BASES = 4
 """Letters that are predicted: A, C, G, T, the codes 0 … 3."""
+BLOCKS_AT_ONCE = 16
+"""Blocks of a long input that are decoded together, or as many as the batch has rows where these are more."""
 
 
 def sinusoidal_positions(length: int, width: int, device: torch.device) -> Tensor:
@@ -57,6 +59,7 @@ class CrossAttentionDecoder(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.decoder_heads
+        self.window = config.training_window
         self.mask_embedding = nn.Parameter(torch.empty(width))
         self.feature_norm = RMSNorm(width, config.norm_eps)
         self.query_norm = RMSNorm(width, config.norm_eps)
@@ -131,6 +134,59 @@ class CrossAttentionDecoder(nn.Module):
         x = x + self.mlp(self.mlp_norm(x))
         return self.head(self.norm(x))
 
+    def in_blocks(self, features: Tensor, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        """Predict hidden letters of inputs of any length, in blocks of the length that training has shown the decoder.
+
+        Positions are counted from the block's first letter, and a query attends to the visible letters of its block.
+        Blocks begin every quarter of that length, and a letter is predicted in the one whose middle is nearest; at the
+        ends of a row, in its first or last block. A row of at most that length is one block.
+
+        Parameters
+        ----------
+        features
+            (B, L, D), the student's last hidden state.
+        hidden
+            (B, L) bool, True at letters to predict; every other letter is visible.
+        real
+            (B, L) bool, False at padding before or after the letters of a row; None: nothing is padded.
+
+        Returns
+        -------
+        Tensor
+            Logits (N, 4) over A, C, G, T of the N hidden letters, row by row.
+        """
+        B, L = hidden.shape
+        row, position = hidden.nonzero(as_tuple=True)
+        if len(row) == 0:
+            return features.new_zeros(0, BASES)
+        visible = ~hidden if real is None else ~hidden & real
+        start = row.new_zeros(B) if real is None else real.int().argmax(1)
+        width, block_row, block_start, block = min(L, self.window), torch.arange(B, device=row.device), start, row
+        if width < L:
+            length = row.new_full((B,), L) if real is None else real.sum(1)
+            step = max(1, width // 4)
+            place = position - start[row]
+            first = (place // step * step - (width - step) // 2).minimum(length[row] - width).clamp_min(0)
+            blocks, block = (row * L + first).unique(return_inverse=True)
+            block_row = blocks // L
+            block_start = start[block_row] + blocks % L
+        # A short row behind padding ends with the input, and its block begins before its first letter.
+        block_first = block_start.clamp_max(L - width)
+        letters = block_first[:, None] + torch.arange(width, device=row.device)
+        counts = block.bincount(minlength=len(block_row))
+        ends = counts.cumsum(0)
+        # Blocks with fewer hidden letters than the most are filled up; `slot` is a letter's place among its block's.
+        slot = torch.arange(len(block), device=row.device) - (ends - counts)[block]
+        query_index = row.new_zeros(len(block_row), int(counts.max()))
+        query_index[block, slot] = position - block_first[block]
+        logits, together = [], max(B, BLOCKS_AT_ONCE)
+        for i in range(0, len(block_row), together):
+            some = slice(i, i + together)
+            at = block_row[some, None], letters[some]
+            origin = (block_start - block_first)[some]
+            logits.append(self(features[at], query_index[some], key_mask=visible[at], start=origin))
+        return torch.cat(logits)[block, slot]
+
     def _attend(self, x_BQD: Tensor, features_BMD: Tensor, position_BMD: Tensor, key_mask_BM: Tensor | None) -> Tensor:
         """Cross-attention of queries to visible features (B, Q, D)."""
         query = self._heads(self.query_proj(self.query_norm(x_BQD)))
@@ -191,25 +247,13 @@ class HADForMaskedLM(nn.Module):
             As ``HADModel.forward``.
         """
         features = self.model(input_ids, attention_mask).last_hidden_state
-        device = features.device
-        hidden = torch.as_tensor(input_ids).to(device) == self.config.mask_token_id
-        visible, start = ~hidden, None
+        hidden, real = torch.as_tensor(input_ids).to(features.device) == self.config.mask_token_id, None
         if attention_mask is not None:
-            real = (torch.as_tensor(attention_mask) != 0).to(device)
-            start = real.int().argmax(1)
-            hidden, visible = hidden & real, visible & real
+            real = (torch.as_tensor(attention_mask) != 0).to(features.device)
+            hidden = hidden & real
+        found = self.decoder.in_blocks(features, hidden, real)
         logits = features.new_full((*hidden.shape, BASES), torch.nan)
-        row, position = hidden.nonzero(as_tuple=True)
-        if len(row) == 0:
-            return MaskedLMOutput(logits, features)
-        counts = hidden.sum(1)
-        # Rows with fewer than the most are filled up; `slot` is a letter's place among the hidden ones of its
-        # row.
-        slot = (hidden.cumsum(1) - 1)[row, position]
-        query_index = row.new_zeros(len(hidden), int(counts.max()))
-        query_index[row, slot] = position
-        found = self.decoder(features, query_index, key_mask=visible, start=start)
-        return MaskedLMOutput(logits.index_put((row, position), found[row, slot].to(logits.dtype)), features)
+        return MaskedLMOutput(logits.index_put(hidden.nonzero(as_tuple=True), found.to(logits.dtype)), features)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write student and decoder; ``HADModel.from_pretrained`` reads the same folder.

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from had.console import some_of
 from had.errors import RunFault, UserError
 from had.files import atomic_write_bytes, atomic_write_text
 from had.hub import hub_errors, reason_of
@@ -117,15 +118,41 @@ def read_config(folder: Path, model_type: str) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
+    if not path.exists():
+        raise UserError(f"{folder} holds no {CONFIG_FILE}: it is not the folder of a saved model.")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model's folder.
+
+    Raises
+    ------
+    had.errors.UserError
+        The file is absent, cannot be read, or does not hold a JSON object.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {CONFIG_FILE}: it is not the folder of a saved model.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); save the model again.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} does not hold a JSON object; save the model again.")
-    return config
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object; copy or download it again.")
+    return found
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers: whatever a model computes of them is NaN.
+
+    Raises
+    ------
+    had.errors.UserError
+        A tensor holds NaN or infinity; the message names the file and the tensors.
+    """
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"{path} holds NaN or infinity in {some_of(broken)}: the file is damaged, or its training diverged; use "
+            "another copy, or a model of an earlier checkpoint."
+        )
 
 
 def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
@@ -134,7 +161,8 @@ def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     Raises
     ------
     had.errors.UserError
-        The file is absent or damaged, or names or shapes differ from the module's; the message lists them.
+        The file is absent or damaged, holds NaN or infinity, or names or shapes differ from the module's; the message
+        lists them.
     """
     try:
         found = load_file(path)
@@ -146,25 +174,20 @@ def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     wanted = module.state_dict()
     faults = []
     if missing := [key for key in wanted if key not in found]:
-        faults.append(f"missing: {_some(missing)}")
+        faults.append(f"missing: {some_of(missing)}")
     if unexpected := [key for key in found if key not in wanted]:
-        faults.append(f"unexpected: {_some(unexpected)}")
+        faults.append(f"unexpected: {some_of(unexpected)}")
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in found and found[key].shape != tensor.shape
     ]
     if shapes:
-        faults.append(f"of another shape: {_some(shapes)}")
+        faults.append(f"of another shape: {some_of(shapes)}")
     if faults:
         raise UserError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(faults)}.")
     module.load_state_dict(found)
-
-
-def _some(items: list[str], limit: int = 5) -> str:
-    """List the first few of many."""
-    rest = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    check_finite(path, {prefix + key: tensor for key, tensor in module.state_dict().items()})
 
 
 def write_folder(

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from had.console import some_of
 from had.errors import UserError
 from had.models.embedding import embed
 from had.models.functional import uses_kernels
@@ -28,6 +29,7 @@ from had.models.padding import Layout, Padding
 from had.models.pieces import cut, has_hooks, in_pieces
 from had.models.saving import (
     CLASSIFIER_TYPE,
+    CONFIG_FILE,
     DECODER_FILE,
     STUDENT_TYPE,
     WEIGHTS_FILE,
@@ -38,6 +40,7 @@ from had.models.saving import (
     upload_folder,
     write_folder,
 )
+from had.schema import build
 
 _FOREIGN_KEYS = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 """What transformers adds to a config.json; nothing here depends on it."""
@@ -73,7 +76,7 @@ class HADConfig:
     """Taps of the depth-wise convolution on q, k and v."""
     attention_heads: int = 2
     """Heads of softmax attention, each hidden_size / attention_heads wide."""
-    attention_window: int | None = 510
+    attention_window: int | None = None
     """Softmax attention of a letter reaches so many letters to each side; None: the whole input, in quadratic time."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies."""
@@ -85,6 +88,8 @@ class HADConfig:
     """Longest input in letters. No weight depends on it: it guards against attention's quadratic time."""
     decoder_heads: int = 4
     """Heads of the reconstruction decoder's cross-attention."""
+    training_window: int = 1020
+    """Letters of a window of pre-training (``data.window``); longer inputs are decoded in blocks of that length."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes with a ValueError."""
@@ -117,10 +122,8 @@ class HADConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "HADConfig":
-        """Make a config of a dictionary, refusing names it does not know.
-
-        Without ``attention_window`` it is None: files from before that name are of models that see the whole input.
+    def from_dict(cls, values: dict[str, Any], where: str = "the model's config") -> "HADConfig":
+        """Make a config of a dictionary, refusing names it does not know; ``where`` names it in messages.
 
         Raises
         ------
@@ -128,14 +131,11 @@ class HADConfig:
             An unknown name, or a value that is not allowed.
         """
         if not isinstance(values, dict):
-            raise UserError(f"the model's config must hold names with values; got {values!r}")
+            raise UserError(f"{where} must hold names with values; got {values!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known - _FOREIGN_KEYS - {"model_type"}):
-            raise UserError(f"the model's config has unknown names: {', '.join(unknown)}; a newer version wrote it?")
-        try:
-            return cls(**{"attention_window": None} | {name: values[name] for name in values.keys() & known})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the model's config has a value that is not allowed: {error}.") from error
+            raise UserError(f"{where} has unknown names: {some_of(unknown)}; a newer version wrote it?")
+        return build(cls, {name: value for name, value in values.items() if name in known}, where)
 
 
 @dataclass
@@ -338,6 +338,7 @@ def student_config(folder: Path) -> HADConfig:
     had.errors.UserError
         As `had.models.saving.read_config`.
     """
+    path = str(folder / CONFIG_FILE)
     if model_type_of(folder) == CLASSIFIER_TYPE:
-        return HADConfig.from_dict(read_config(folder, CLASSIFIER_TYPE).get("student", {}))
-    return HADConfig.from_dict(read_config(folder, HADConfig.model_type))
+        return HADConfig.from_dict(read_config(folder, CLASSIFIER_TYPE).get("student", {}), path)
+    return HADConfig.from_dict(read_config(folder, HADConfig.model_type), path)

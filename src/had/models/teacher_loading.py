@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from had.console import some_of
 from had.dna.alphabet import GROUP
 from had.errors import UserError
+from had.models.ntv2_published import BUNDLED
 from had.models.nucleotide_transformer import NucleotideTransformer
 from had.models.teachers import NTv2Teacher, Teacher, random_teacher
 
@@ -66,12 +68,35 @@ def load_teacher(
     return teacher
 
 
+def check_stored_name(name: str, path: Path) -> None:
+    """Refuse a teacher's name out of a file of a model's folder that could run code or use the network.
+
+    Files are data, and may come from anybody: what is bundled, random or in a folder here is only read.
+
+    Raises
+    ------
+    had.errors.UserError
+        The name is one that a user must pass: ``module:Class``, a published size or a Hub repository.
+    """
+    if name == BUNDLED or name.startswith("random:") or os.path.isdir(name):
+        return
+    if _OWN_CLASS.fullmatch(name):
+        raise UserError(
+            f"{path} names the teacher {name!r}, a class; a file does not choose which code runs: pass --teacher "
+            "module:Class if you trust it."
+        )
+    raise UserError(
+        f"{path} names the teacher {name!r}, which is neither bundled nor a folder here; only what you name yourself "
+        "is downloaded: pass --teacher NAME."
+    )
+
+
 def _check_options(spec: str, options: Mapping[str, Any]) -> None:
     """Refuse options that a Nucleotide Transformer teacher does not have, and wrong values."""
     if unknown := sorted(options.keys() - {"precision", "tokens_at_once"}):
         of_hub = "" if spec.startswith("random:") else " and revision"
         raise UserError(
-            f"the teacher {spec} has no option {', '.join(unknown)}; it has precision, tokens_at_once{of_hub}."
+            f"the teacher {spec} has no option {some_of(unknown)}; it has precision, tokens_at_once{of_hub}."
         )
     if (precision := options.get("precision", "float32")) not in ("float32", "bf16"):
         raise UserError(f"the teacher's precision must be float32 or bf16; got {precision!r}.")
@@ -93,8 +118,10 @@ def _make_own(spec: str, options: Mapping[str, Any]) -> Any:
             f"the teacher {spec} could not be imported ({error}); start where {module_name} lies, or install it."
         ) from error
     make = getattr(module, class_name, None)
-    if not callable(make):
+    if not inspect.isclass(make):
         raise UserError(f"the teacher {spec}: the module {module_name} has no class {class_name}.")
+    # Constructing it runs its code: not before it is known to be a teacher.
+    _check_methods(make, spec)
     try:
         inspect.signature(make).bind(**options)
     except TypeError as error:
@@ -119,12 +146,16 @@ def check_teacher(teacher: Any, spec: str) -> None:
             raise UserError(
                 f"the teacher {spec} needs an attribute {name} that is a positive whole number; got {value!r}."
             )
-    for name in _METHODS:
-        if not callable(getattr(teacher, name, None)):
-            raise UserError(f"the teacher {spec} needs a method {name}(); see had.models.teachers.Teacher.")
+    _check_methods(teacher, spec)
     digest = teacher.digest()
     if not isinstance(digest, str) or not digest:
         raise UserError(f"the teacher {spec}: digest() must give a text that is not empty; got {digest!r}.")
+
+
+def _check_methods(teacher: Any, spec: str) -> None:
+    for name in _METHODS:
+        if not callable(getattr(teacher, name, None)):
+            raise UserError(f"the teacher {spec} needs a method {name}(); see had.models.teachers.Teacher.")
 
 
 def _try_out(teacher: Teacher, spec: str) -> None:

@@ -1,12 +1,11 @@
 """Compiled softmax attention within a band: each letter sees those at most ``window`` letters away.
 
 Time and memory are linear in the length. A strip of ``STRIP`` queries, one a lane, goes past its keys: scores and
-probabilities are (keys, STRIP) arrays, so that maxima and sums over keys are those of whole vectors. Keys and values of
-a group of strips are copied together first, four rows or four columns at a time, as the products read them. The
-backward pass computes the probabilities again from the logarithm of each letter's sum.
+probabilities are (keys, STRIP) arrays, so that maxima and sums over keys are those of whole vectors. The backward pass
+computes the probabilities again from the logarithm of each letter's sum.
 
-``qkv`` is (B, L, 3, H, D), the gradient of it likewise; outputs are (B, L, H, D) and, of the logarithms, (B, H, L). D is
-a multiple of 16. Arrays are flat float32 arrays. No output is read before it is written.
+``qkv`` is (B, L, 3, H, D), the gradient of it likewise; outputs are (B, L, H, D) and, of the logarithms, (B, H, L). D
+is a multiple of 16. Arrays are flat float32 arrays. No output is read before it is written.
 """
 
 import math
@@ -20,7 +19,7 @@ KERNELS = ("attention_forward", "attention_backward")
 STRIP = 16
 """Queries side by side."""
 GROUP = 64
-"""Queries for which keys and values are copied together."""
+"""Queries that share one copy of their values, or in the backward pass of their keys."""
 BLOCK = 64
 """Keys whose probabilities stay in the first-level cache until they are used."""
 HIDDEN = -1e30
@@ -49,7 +48,7 @@ def _turn(source, start, stride, n, D, factor, turned):
 
 @njit(nogil=True, error_model="numpy")
 def _four_rows(qkv, start, stride, j, n, D, turned, out):
-    """Products of four rows, from row j of n, with the strip: (4, STRIP), written to ``out``; the last row may repeat."""
+    """Products of four rows, from row j of n, with the strip: (4, STRIP), written to ``out``; row n - 1 may repeat."""
     zero = splat16(qkv.dtype.type(0))
     a, b, c, d = zero, zero, zero, zero
     first, second = start + j * stride, start + min(j + 1, n - 1) * stride

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from had.dna.store import cache_folder
+from had.errors import UserError
+from had.files import own_temporary_folder, writable_by_others
 from had.ops.threads import share
 
 logger = logging.getLogger(__name__)
@@ -25,23 +27,62 @@ def why_unavailable() -> str | None:
     try:
         import numba
     except ImportError as error:
-        return f"numba cannot be imported ({error})"
-    return None if hasattr(numba, "njit") else "numba is incomplete"
+        return f"numba cannot be imported ({error}; pip install numba)"
+    if not hasattr(numba, "njit"):
+        return "numba is incomplete"
+    config: Any = numba.config
+    return "NUMBA_DISABLE_JIT is set" if config.DISABLE_JIT else None
+
+
+@functools.cache
+def _folder_of_kernels(cache: Path) -> Path | None:
+    """Give a folder for compiled kernels, in the cache or else a temporary one; None where there is none.
+
+    What is loaded from it runs, so nobody else may write to it.
+    """
+    folder = cache / "numba"
+    place = writable_by_others(cache, folder.name)
+    if place is None:
+        with suppress(OSError):  # numba looks for another place, or says why it has none
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+    try:
+        instead = own_temporary_folder() / "numba"
+    except UserError:
+        instead = None
+    logger.warning(
+        "others may write to %s, so no compiled kernels, which are code, are kept or used in %s; they are %s. "
+        "Run chmod -R go-w on the folder if it is yours, or set HAD_CACHE to a folder of your own",
+        place,
+        folder,
+        "compiled anew in every process" if instead is None else f"kept in {instead}",
+    )
+    return instead
 
 
 def keep_compiled(module: Any, names: tuple[str, ...]) -> None:
-    """Keep a module's compiled kernels in the user's cache folder, under a name that changes with their source."""
+    """Keep a module's compiled kernels in the user's cache folder, under a name that changes with their source.
+
+    Where others may write to it, they are kept in a temporary folder or not at all. ``NUMBA_CACHE_DIR`` comes first and
+    is not checked.
+    """
     import numba
 
     from had.ops import lanes
 
     # numba looks at the kernels' own file only, so a change of the lanes alone would go unnoticed.
     sources = b"".join(Path(str(part.__file__)).read_bytes() for part in (lanes, module))
-    folder = cache_folder() / "numba" / hashlib.sha256(sources).hexdigest()[:16]
     config: Any = numba.config
     chosen_by_user = config.CACHE_DIR
+    folder = Path(chosen_by_user) if chosen_by_user else _folder_of_kernels(cache_folder())
+    if folder is None:
+        return
+    if not chosen_by_user:
+        folder = folder / hashlib.sha256(sources).hexdigest()[:16]
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        config.CACHE_DIR = chosen_by_user or str(folder)
+        config.CACHE_DIR = str(folder)
         for name in names:
             getattr(module, name).enable_caching()
     except (RuntimeError, OSError) as error:

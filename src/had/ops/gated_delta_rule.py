@@ -127,9 +127,7 @@ def _automatic(q: Tensor, k: Tensor, v: Tensor) -> str:
         if reason is None:
             _say_once(logging.INFO, "gated delta rule on the CPU: compiled kernels (numba)")
             return "cpu"
-        _say_once(
-            logging.WARNING, f"gated delta rule on the CPU: slower chunked PyTorch, because {reason}; pip install numba"
-        )
+        _say_once(logging.WARNING, f"gated delta rule on the CPU: slower chunked PyTorch, because {reason}")
         return "chunked"
     if device.type == "cuda":
         reason = _kernels_reason(q, k, v)

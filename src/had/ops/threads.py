@@ -2,8 +2,11 @@
 
 They are the threads of PyTorch's own OpenMP runtime where that is GNU's or speaks its language: after each operation
 of PyTorch those wait for the next at full speed for some milliseconds, and would keep other threads from their cores.
-Elsewhere, and in a forked child, they are Python threads. In either, PyTorch's operations run on one thread each. What
-is computed of a unit does not depend on which thread computes it, nor on how many there are.
+Elsewhere they are Python threads. In either, PyTorch's operations run on one thread each. What a compiled kernel
+computes of a unit does not depend on which thread computes it, nor on how many there are.
+
+A forked child begins with one thread: those of the OpenMP runtime do not survive the fork, and PyTorch would wait for
+them for ever.
 """
 
 import ctypes
@@ -59,10 +62,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Neither kind of thread survives a fork: a child, such as a data-loading worker, makes its own pool."""
+    """Let a child, such as a data-loading worker, compute on one thread: neither kind of thread survives a fork."""
     global _forked
     _forked = True
     _pool.cache_clear()
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

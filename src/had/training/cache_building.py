@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from had.console import progress, say
-from had.errors import RunFault, UserError
+from had.errors import Interrupted, RunFault, UserError
 from had.files import atomic_write_bytes, sha256_of_file
 from had.models.cached_teacher import MANIFEST_FILE, TABLE_FILE, Manifest, verify_files
 from had.models.feature_shards import FEATURE_DTYPES, FeatureDtype, encode_features
@@ -210,7 +210,7 @@ class _Builder:
                 self._table(missing)
                 self._training(missing)
         except KeyboardInterrupt:
-            raise RunFault(f"{self.folder}: interrupted. {self._saved()}") from None
+            raise Interrupted(f"{self.folder}: interrupted. {self._saved()}") from None
         except OSError as error:
             raise RunFault(f"{error.filename or self.folder}: {error.strerror or error}. {self._saved()}") from error
         except RunFault as fault:

@@ -10,7 +10,8 @@ def student_card(facts: Mapping[str, Any]) -> str:
     Parameters
     ----------
     facts
-        What ``training.json`` holds: teacher, its licence and digest, genome digest, objective, steps, bp, seed.
+        What ``training.json`` holds: teacher, its licence and digest, genome digest, objective, steps, bp, training
+        window, seed.
     """
     licence = facts.get("teacher_licence") or ""
     restricted = bool(licence) and "apache" not in licence.lower()
@@ -30,6 +31,7 @@ def student_card(facts: Mapping[str, Any]) -> str:
         "",
         f"- Objective: {' and '.join(terms)}; {facts['steps']:,} steps, {facts['bp'] / 1e6:,.1f} Mbp, "
         f"seed {facts['seed']}.",
+        *([f"- Training windows: {facts['training_window']:,} bp."] if "training_window" in facts else []),
         f"- Genome: sha256 `{facts['genome_digest']}` (names, lengths and letters).",
     ]
     if facts.get("teacher"):

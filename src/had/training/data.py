@@ -59,6 +59,8 @@ class DataConfig:
             raise ValueError(f"data.mask_fraction must lie between 0 and 1; got {self.mask_fraction}")
         if not 0 <= self.rc_probability <= 1:
             raise ValueError(f"data.rc_probability must lie between 0 and 1; got {self.rc_probability}")
+        if self.validation_windows < 0:
+            raise ValueError(f"data.validation_windows must be at least 1, or 0 for all; got {self.validation_windows}")
         if self.slots < 0:
             raise ValueError(f"data.slots must be at least 1, or 0 for all; got {self.slots}")
         if self.starts_seed is not None and not self.fixed_starts:
@@ -78,6 +80,8 @@ class WindowData:
         Held-out windows with their fixed masks, without reverse complement; n may be 0.
     validation_starts : int64 (n,)
         Their global starts.
+    validation_spacing : int
+        Every how many tiles of the split there is one of them.
     """
 
     def __init__(self, genome: Genome, config: DataConfig, seed: int) -> None:
@@ -95,9 +99,10 @@ class WindowData:
             config.starts_seed,
             config.slots or None,
         )
-        starts = tile(acgt_stretches(genome, self.splits.validation), config.window)
-        if config.validation_windows and len(starts) > config.validation_windows:
-            starts = starts[np.linspace(0, len(starts) - 1, config.validation_windows).astype(np.int64)]
+        starts = tiles = tile(acgt_stretches(genome, self.splits.validation), config.window)
+        if config.validation_windows and len(tiles) > config.validation_windows:
+            starts = tiles[np.linspace(0, len(tiles) - 1, config.validation_windows).astype(np.int64)]
+        self.validation_spacing = max(1, len(tiles) // max(1, len(starts)))
         self.validation_starts = starts
         self.validation_codes, self.validation_hidden = self.held_out(starts)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from had.errors import RunFault, UserError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
+MAX_THREADS = 1024
+"""More of them are a slip of the finger; OpenMP ends the process where it cannot start so many."""
+
+# What PyTorch says where an allocation fails, or the size is more than 64 bits.
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "storage size calculation overflowed")
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether this device multiplies bfloat16 matrices natively (emulated ones are slower than float32)."""
     if device.type == "cuda":
@@ -25,6 +32,11 @@ def native_bf16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
     return False
+
+
+def choose_precision(precision: str, device: torch.device) -> Literal["float32", "bf16"]:
+    """The precision that a recipe's ``auto``, ``float32`` or ``bf16`` means on this device."""
+    return "bf16" if precision == "bf16" or (precision == "auto" and native_bf16(device)) else "float32"
 
 
 def choose_device(device: str) -> torch.device:
@@ -55,31 +67,37 @@ def make_accelerator(precision: str, device: str, trackers: list[str], folder: P
     # A process group stays as it is.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     wanted = choose_device(device)
-    bf16 = precision == "bf16" or (precision == "auto" and native_bf16(wanted))
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (
+        lacking := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    ):
+        raise UserError(
+            f"WORLD_SIZE is set, but {', '.join(lacking)} is not: start several processes with torchrun or accelerate "
+            "launch, or unset WORLD_SIZE"
+        )
     project = (
         None if folder is None else ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     )
     return Accelerator(
         cpu=wanted.type == "cpu",
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if choose_precision(precision, wanted) == "bf16" else "no",
         log_with=trackers or None,
         project_config=project,
     )
 
 
 @contextmanager
-def memory_faults(advice: str) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or here, into a `RunFault` that ends with advice."""
+def memory_faults(advice: str, kind: type[Exception] = RunFault) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or here, into an error of this kind that ends with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # Of the allocators only CUDA's has a class for it, and that not always.
         text = str(error)
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "out of memory" not in text.lower() and "DefaultCPUAllocator" not in text:
+        if not known and not any(words in text.lower() for words in _NO_MEMORY):
             raise
         reason = (text.strip() or type(error).__name__).splitlines()[0]
-        raise RunFault(f"memory did not suffice ({reason}); {advice}") from error
+        raise kind(f"memory did not suffice ({reason}); {advice}") from error
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -110,6 +128,6 @@ def set_threads(threads: int | None) -> None:
     """Use this many CPU threads in every operation; None leaves the caller's setting."""
     if threads is None:
         return
-    if threads < 1:
-        raise UserError(f"--threads must be at least 1; got {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UserError(f"--threads is from 1 to {MAX_THREADS}; got {threads}")
     torch.set_num_threads(threads)

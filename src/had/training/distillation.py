@@ -145,7 +145,12 @@ class DistillationModule(nn.Module):
         if self.projection is not None:
             sums["loss_align"] = self._alignment(features, batch["target"], batch["aligned_index"])
         if self.decoder is not None:
-            logits = self.decoder(features, batch["query_index"], key_index=batch["key_index"]).float()
+            query = batch["query_index"]
+            if features.shape[1] <= self.decoder.window:
+                logits = self.decoder(features, query, key_index=batch["key_index"]).float()
+            else:
+                hidden = torch.zeros_like(batch["input_ids"], dtype=torch.bool).scatter(1, query, True)
+                logits = self.decoder.in_blocks(features, hidden).view(*query.shape, -1).float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch["query_codes"].flatten(), reduction="none")
             sums["loss_rec"] = losses.view(len(features), -1).sum(1)
             sums["acc_rec"] = (logits.argmax(-1) == batch["query_codes"]).sum(1)
@@ -268,7 +273,7 @@ class DistillationObjective:
         totals: dict[str, float] = {}
         for batch in self._held_out():
             for name, values in self.module.per_window(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum())
+                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
             for name, count in self.counts(batch).items():
                 totals[name] = totals.get(name, 0.0) + count
         means = {name: sums[name] / max(1.0, totals[name]) for name in sums}
@@ -340,6 +345,12 @@ class DistillationObjective:
                 features = features.to(device)
                 on_device = {**on_device, "features": features, "target": self._target(on_device, features)}
             yield on_device
+
+    def digests(self) -> Mapping[str, str]:
+        """Checksum of the teacher; that of a cache covers its teacher."""
+        if self.teacher is None or isinstance(self.teacher, CachedTeacher):
+            return {}
+        return {"teacher": self.teacher.digest()}
 
     def describe_windows(self, indices: NDArray[np.integer]) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""

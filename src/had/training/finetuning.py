@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from numpy.typing import NDArray
 
 from had.config import to_dict
 from had.console import Progress, in_words, progress, say
-from had.dna.intervals import BED_SUFFIXES, is_bed
+from had.dna.bed import BED_SUFFIXES, is_bed
 from had.dna.peaks import PeakSet
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text, sha256_of_file
 from had.models.heads import HADClassifierConfig, HADForSequenceClassification, SequenceClassifier
+from had.models.prediction import TrainedOn
 from had.models.saving import WEIGHTS_FILE, find_folder
 from had.models.student import HADModel
 from had.training.checkpoints import latest_valid
-from had.training.devices import choose_device, keep_freed_memory, memory_faults, native_bf16, set_threads
+from had.training.devices import choose_device, choose_precision, keep_freed_memory, memory_faults, set_threads
 from had.training.finetuning_batches import Part, collate
 from had.training.finetuning_card import known_of_base
 from had.training.finetuning_config import SCRATCH, FinetuneConfig
@@ -94,6 +96,7 @@ def finetune(config: FinetuneConfig, out: Path, options: RunOptions | None = Non
         resume=options.resume,
         seed=config.seed,
         threads=torch.get_num_threads(),
+        precision=choose_precision(config.training.precision, device),
         # Checked by their content instead: files may move.
         may_differ={"data", "model", "genome"},
     )
@@ -123,7 +126,7 @@ def read_data(config: FinetuneConfig, progress: bool = True) -> tuple[Finetuning
     path = Path(config.data)
     if is_bed(path):
         if not config.genome:
-            raise UserError(f"{path} holds intervals: name the FASTA they are of by --genome")
+            raise UserError(f"{path} holds intervals: pass their reference FASTA with --genome")
         if config.labels or config.split != "auto":
             option = "--labels" if config.labels else "--split"
             raise UserError(f"{option} goes with labelled sequences; {path} holds peaks, which are split by contig")
@@ -170,7 +173,8 @@ def build_model(
     torch.manual_seed(config.seed)
     digest = {}
     if config.model == SCRATCH:
-        student = HADModel(config.student)
+        with memory_faults("use smaller sizes (student.hidden_size)", UserError):
+            student = HADModel(config.student)
     else:
         folder = find_folder(config.model)
         student = HADModel.from_pretrained(folder)
@@ -193,8 +197,17 @@ def build_model(
     windows = 0
     if not config.freeze:
         windows, data.positions = windows_of(data.task.kind, data.train, config.training.positions, quiet)
+    lengths = data.train.lengths
     heads = HADClassifierConfig(
-        data.task.kind, list(data.task.classes), config.training.dropout, False, mean, scale, student.config, windows
+        data.task.kind,
+        list(data.task.classes),
+        config.training.dropout,
+        False,
+        mean,
+        scale,
+        student.config,
+        windows,
+        TrainedOn(int(lengths.min()), int(lengths.max()), config.peaks.width, data.anchor),
     )
     # The head's weights follow from the seed alone, not from how many numbers the student's took.
     torch.manual_seed(config.seed + 1)
@@ -280,8 +293,7 @@ def scores_of_test(
 
 
 def _fit(config: FinetuneConfig, data: FinetuningData, model: Classifier, quiet: bool = True) -> Fit[Classifier]:
-    wanted = config.training.precision
-    bf16 = wanted == "bf16" or (wanted == "auto" and native_bf16(model.device))
+    bf16 = choose_precision(config.training.precision, model.device) == "bf16"
     return Fit(
         model, data.train, data.valid, config.training, seed=config.seed, freeze=config.freeze, bf16=bf16, quiet=quiet
     )
@@ -328,6 +340,7 @@ def _run(
         "conjoin_validation": result.conjoin_scores,
         "rc_augment": result.rc_augment,
         "windows": model.config.windows,
+        "trained_on": asdict(model.config.trained_on) if model.config.trained_on else None,
         "position_evidence": None if data.positions is None else data.positions._asdict(),
         "strand_evidence": None if result.strands is None else result.strands._asdict(),
         "model": config.model,

@@ -1,36 +1,71 @@
 """The card beside a fine-tuned model: from which student, on which data, how well, under which licences."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from had.models.saving import CARD_FILE, FACTS_FILE, TUNING_FILE
+from had.models.prediction import TrainedOn
+from had.models.saving import CARD_FILE, FACTS_FILE, TUNING_FILE, read_object
+from had.schema import build
 
 _STATED = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S.*?)\s*\n(?:.*\n)*?---\n")
-_KNOWN = ("teacher", "teacher_licence", "teacher_digest", "genome_digest", "steps", "bp", "seed")
+_PRETRAINING = ("teacher", "teacher_licence", "teacher_digest", "genome_digest", "steps", "bp", "seed")
+_BEFORE = ("data", "digests", "model")
+
+
+@dataclass
+class _Types:
+    """What is read of ``training.json`` and ``finetuning.json``, and of what is nested there."""
+
+    teacher: str | None = None
+    teacher_licence: str | None = None
+    teacher_digest: str | None = None
+    genome_digest: str | None = None
+    steps: int | None = None
+    bp: int | None = None
+    seed: int | None = None
+    base: dict[str, Any] | None = None
+    name: str | None = None
+    pretraining: dict[str, Any] | None = None
+    finetuned_before: list[dict[str, Any]] = field(default_factory=list)
+    data: str | None = None
+    digests: dict[str, Any] | None = None
+    model: str | None = None
 
 
 def known_of_base(folder: Path) -> dict[str, Any]:
     """What a student's folder tells of its making: facts of its pre-training, and the licence that its card states.
 
     A student that was fine-tuned before hands on what was known of the one it came from, and its own data's names.
+
+    Raises
+    ------
+    had.errors.UserError
+        ``training.json`` or ``finetuning.json`` is damaged: what it says of licences would be lost.
     """
     known: dict[str, Any] = {}
     card = _text(folder / CARD_FILE)
     if stated := _STATED.match(card):
         known["licence"] = stated[1]
-    facts = _json(folder / FACTS_FILE)
-    if facts:
-        known["pretraining"] = {key: facts[key] for key in _KNOWN if key in facts}
-    tuned = _json(folder / TUNING_FILE)
-    if tuned:
-        base = tuned.get("base") or {}
+    if (path := folder / FACTS_FILE).exists():
+        known["pretraining"] = _checked(read_object(path), _PRETRAINING, path)
+    if (path := folder / TUNING_FILE).exists():
+        tuned = _checked(read_object(path), ("base", "data", "digests"), path)
+        base = _checked(tuned.get("base") or {}, ("name", "pretraining", "finetuned_before"), path)
         if "pretraining" in base:
-            known["pretraining"] = base["pretraining"]
-        before = {"data": tuned.get("data"), "digests": tuned.get("digests"), "model": base.get("name")}
-        known["finetuned_before"] = [*base.get("finetuned_before", []), before]
+            known["pretraining"] = _checked(base["pretraining"] or {}, _PRETRAINING, path)
+        earlier = [_checked(before, _BEFORE, path) for before in base.get("finetuned_before", [])]
+        last = {"data": tuned.get("data"), "digests": tuned.get("digests"), "model": base.get("name")}
+        known["finetuned_before"] = [*earlier, last]
+    return known
+
+
+def _checked(found: Mapping[str, Any], names: Sequence[str], path: Path) -> dict[str, Any]:
+    """The values of these names, where they are there; a UserError names the file whose value is of another type."""
+    known = {name: found[name] for name in names if name in found}
+    build(_Types, known, str(path))
     return known
 
 
@@ -65,6 +100,7 @@ def finetuned_card(facts: Mapping[str, Any]) -> str:
         if "test" in facts["scores"]
         else "- There were no test rows.",
         *([f"- Test rows of labels that no training row has: {unseen:,}; they count as errors."] if unseen else []),
+        f"- {_cut(TrainedOn(**facts['trained_on']))}.",
         *(f"- {said[0].upper()}{said[1:]}." for said in facts["shown"]),
         *(["- Give it sequences cut around the same anchor as the training rows."] if facts["anchored"] else []),
         f"- Strands averaged in prediction: {'yes' if facts['conjoin'] else 'no'} "
@@ -107,18 +143,26 @@ def restricting_licence(base: Mapping[str, Any]) -> str:
     return ""
 
 
+def _cut(trained_on: TrainedOn) -> str:
+    """Lengths of the training rows, and what peaks were cut around."""
+    text = f"Training rows have {trained_on.bp}"
+    if trained_on.width is None:
+        return text
+    return f"{text}, cut around the {trained_on.around} of peaks; `had predict` cuts intervals alike"
+
+
 def _base(base: Mapping[str, Any]) -> str:
     if base["name"] == "scratch":
         return "none: the weights were drawn afresh"
     text = f"{base['name']} (sha256 `{base['digest']}`)"
     made = base.get("pretraining")
     if made and made.get("teacher"):
-        text += f", distilled from the teacher {made['teacher']} (`{made['teacher_digest']}`, licence: "
+        text += f", distilled from the teacher {made['teacher']} (`{made.get('teacher_digest')}`, licence: "
         text += f"{made.get('teacher_licence') or 'none stated'})"
     elif made:
         text += ", pre-trained without a teacher"
     for before in base.get("finetuned_before", []):
-        text += f", fine-tuned before on `{before['data']}`"
+        text += f", fine-tuned before on `{before.get('data')}`"
     return text
 
 
@@ -154,14 +198,6 @@ def _scores(facts: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: object) -> str:
     return "default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(path: Path) -> str:

@@ -44,6 +44,8 @@ class FinetuningData:
     """(n_test,) Whether the same letters, on either strand, are in the training rows or what was held out of them."""
     digests: dict[str, str]
     """sha256 of each file."""
+    anchor: str = "middle"
+    """``summit`` if rows were cut around the summits of peaks."""
     positions: Evidence | None = None
     """What positions tell of the labels, once a model was built for these rows."""
 

@@ -117,6 +117,7 @@ def load_peaks(
         max_length=max_length,
     )
     data.facts["auroc_of_gc_content"] = gc
+    data.anchor = peaks.anchor
     return data, peaks
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from had.dna.labelled_tasks import UNSEEN, Task
-from had.figures import COLOURS, colour, new_figure, png
+from had.figures import COLOURS, as_written, colour, new_figure, png
 from had.files import atomic_write_bytes
 from had.metrics import confusion_matrix
 
@@ -45,7 +45,7 @@ def draw_pictures(folder: Path, task: Task, targets: NDArray, outputs: NDArray[n
         truth, outputs = np.eye(len(task.classes), dtype=np.int64)[targets[known]], outputs[known]
     chosen = [1] if task.kind == "binary" else range(min(len(task.classes), _MOST_CURVES))
     curves = [
-        (_as_written(task.classes[k]), truth[:, k].astype(np.int64), outputs[:, k])
+        (as_written(task.classes[k]), truth[:, k].astype(np.int64), outputs[:, k])
         for k in chosen
         if 0 < truth[:, k].sum() < len(truth)
     ]
@@ -54,11 +54,6 @@ def draw_pictures(folder: Path, task: Task, targets: NDArray, outputs: NDArray[n
         written.append(_curves(folder / "precision_recall.png", curves, split, "precision_recall"))
         written.append(_curves(folder / "calibration.png", curves, split, "calibration"))
     return written
-
-
-def _as_written(name: str) -> str:
-    """A class's name as matplotlib shows it unchanged: no formula between dollar signs, no hidden legend entry."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _figure(width: float = 4.8, height: float = 4.4) -> tuple[Any, Any]:
@@ -120,7 +115,7 @@ def _confusion(path: Path, task: Task, targets: NDArray, outputs: NDArray, split
     if n <= 20:
         for (i, j), count in np.ndenumerate(matrix):
             axes.text(j, i, f"{count:,}", ha="center", va="center", color="white" if share[i, j] > 0.55 else "black")
-    names = [_as_written(name) for name in rows]
+    names = [as_written(name) for name in rows]
     axes.set_xticks(range(n), names[:n], rotation=45 if n > 4 else 0)
     axes.set_yticks(range(len(rows)), names)
     axes.set(xlabel="predicted", ylabel="true", title=f"{split} rows ({len(targets):,})")

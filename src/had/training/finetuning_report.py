@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from had.config import to_dict
+from had.console import some_of
 from had.dna.labelled_tasks import UNSEEN, WHOLE_NUMBER
 from had.files import atomic_write_text
 from had.metrics import confusion_matrix
@@ -60,7 +61,7 @@ def draw_tables(
 def describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequenceClassification) -> list[str]:
     """Lines that say what will be done with what, before it is done."""
     sizes = ", ".join(f"{name} {fact['rows']:,}" for name, fact in data.facts.items() if isinstance(fact, dict))
-    shown = ", ".join(data.task.classes[:8]) + (", …" if len(data.task.classes) > 8 else "")
+    shown = some_of(data.task.classes, _SHOWN_CLASSES)
     lines = [
         f"{config.data}: {data.task.kind} ({shown}); rows: {sizes}",
         *_training_labels(config, data),
@@ -77,7 +78,7 @@ def describe(config: FinetuneConfig, data: FinetuningData, model: HADForSequence
             where = [str(line) for line, why in fact["dropped_lines"] if why == reason]
             lines.append(f"{name}: {count:,} dropped for {reason} (line {', '.join(where[:5])})")
         if unseen := fact.get("labels_not_in_train"):
-            lines.append(f"{name}: labels that no training row has, which count as errors: {', '.join(unseen[:5])}")
+            lines.append(f"{name}: labels that no training row has, which count as errors: {some_of(unseen)}")
         for key in ("duplicated_ids", "duplicated_sequences"):
             if fact[key]:
                 lines.append(f"{name}: {fact[key]:,} {key.replace('_', ' ')}")
@@ -99,16 +100,15 @@ def _training_labels(config: FinetuneConfig, data: FinetuningData) -> list[str]:
         counts = targets[:, : len(names)].sum(0).astype(int).tolist()
     else:
         counts = np.bincount(targets, minlength=len(names)).tolist()
-    few = list(zip(names, counts, strict=True))[:_SHOWN_CLASSES]
-    more = ", …" if len(names) > len(few) else ""
-    lines = ["labels of train: " + ", ".join(f"{name} {count:,}" for name, count in few) + more]
+    each = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    lines = [f"labels of train: {some_of(each, _SHOWN_CLASSES)}"]
     if absent := [name for name, count in zip(names, counts, strict=True) if not count]:
-        lines.append(f"no training row has {', '.join(absent[:5])}: the model cannot learn that")
+        lines.append(f"no training row has {some_of(absent)}: the model cannot learn that")
     if kind == "multilabel":
         return lines
     folded = Counter(name.casefold() for name in names)
     if alike := [name for name in names if folded[name.casefold()] > 1]:
-        lines.append(f"class names that differ in case alone are different classes: {', '.join(alike[:5])}")
+        lines.append(f"class names that differ in case alone are different classes: {some_of(alike)}")
     if max(counts) >= _UNBALANCED * min(counts) > 0 and config.training.class_weights == "none":
         lines.append(
             f"the largest class has {max(counts) / min(counts):.0f} times the rows of the smallest; "
@@ -232,6 +232,7 @@ def write_card(
         "epochs": report["epochs"],
         "shown": evidence_sentences(report),
         "anchored": report["windows"] > 0,
+        "trained_on": report["trained_on"],
         "conjoin": report["conjoin"],
         "conjoin_reason": reason,
         "training": to_dict(config.training),

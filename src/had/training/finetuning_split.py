@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from had.console import some_of
 from had.dna.alphabet import encode_bytes, reverse_complement
 from had.dna.labelled_tasks import LabelledRow, Task
 from had.errors import UserError
@@ -99,9 +100,8 @@ def hold_out(
                 taken += len(group_rows)
     if not held and len(label_of) == len(by_label) > 2:
         raise UserError(
-            f"{source}: each of the {len(by_label)} labels ({', '.join(sorted(by_label)[:3])}, …) stands at one locus "
-            "or sequence alone, and a class needs several; give the classes as labels (in FASTA they follow the last | "
-            "of the header)"
+            f"{source}: each of the {len(by_label)} labels ({some_of(sorted(by_label), 3)}) stands at one locus "
+            "or sequence alone, and a class needs several; give the classes as labels (in FASTA >name|label)"
         )
     if not held:
         raise UserError(

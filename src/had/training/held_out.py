@@ -1,6 +1,6 @@
 """Held-out losses beside what needs no network: mean vectors, base frequencies, Markov chains, with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 
 from had.baselines.alignment import KmerTable, MeanVector
 from had.baselines.markov import HiddenGroupBaselines, MarkovModel
-from had.bootstrap import bootstrap_difference, bootstrap_mean, consecutive_blocks
+from had.bootstrap import Interval, bootstrap_difference, bootstrap_mean, consecutive_blocks
 from had.dna.alphabet import GROUP
+from had.errors import RunFault
 from had.training.data import WindowData
 
 MARKOV_ORDER = 5
+BLOCK = 100
+"""Consecutive tiles per bootstrap block: 102 kb at 1,020 bp."""
+MIN_BLOCKS = 20
+"""With fewer blocks a percentile interval is too narrow, so few windows are put into smaller blocks."""
 _BATCH = 256
 
 
@@ -101,15 +106,15 @@ def baseline_records(scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def report(scores: Mapping[str, Scores], block: int = 1, seed: int = 0) -> dict[str, Any]:
+def report(scores: Mapping[str, Scores], block: int = BLOCK, seed: int = 0) -> dict[str, Any]:
     """Means and differences to every baseline, with 95 % bootstrap intervals over blocks of windows.
 
     Parameters
     ----------
     scores
-        Metric → sums per window.
+        Metric → sums per window, in the order of the genome.
     block
-        Consecutive windows per bootstrap block.
+        Consecutive windows per bootstrap block; fewer where there would be less than `MIN_BLOCKS` blocks.
     seed
         Of the resampling.
 
@@ -117,36 +122,64 @@ def report(scores: Mapping[str, Scores], block: int = 1, seed: int = 0) -> dict[
     -------
     dict
         Metric → ``model``, ``baselines`` and ``difference`` (model − baseline), each ``[mean, low, high]``; the number
-        of windows and blocks; ``better``: the baselines where the interval of the difference excludes 0 on the good
-        side.
+        of windows, of blocks, and of windows per block; ``better``: the baselines where the interval of the difference
+        excludes 0 on the good side. One window gives no interval: ``low``, ``high`` and ``better`` are then None.
+
+    Raises
+    ------
+    RunFault
+        The model's numbers are not finite.
     """
     result: dict[str, Any] = {}
     for metric, score in scores.items():
-        blocks = consecutive_blocks(len(score.counts), block)
+        if broken := int((~np.isfinite(score.model)).sum()):
+            raise RunFault(
+                f"{metric} is NaN or infinite on {broken:,} of {len(score.model):,} held-out windows: the model's "
+                "training diverged, or its weights are damaged."
+            )
+        size = max(1, min(block, len(score.counts) // MIN_BLOCKS))
+        blocks = consecutive_blocks(len(score.counts), size)
         options: dict[str, Any] = {"blocks": blocks, "weights": score.counts, "seed": seed}
         per_unit = score.model / score.counts
-        entry: dict[str, Any] = {"windows": len(score.counts), "blocks": int(blocks[-1]) + 1, "block": block}
-        entry["model"] = list(bootstrap_mean(per_unit, **options)[:3])
-        entry["baselines"], entry["difference"], entry["better"] = {}, {}, []
+        entry: dict[str, Any] = {"windows": len(score.counts), "blocks": int(blocks[-1]) + 1, "block": size}
+        entry["model"] = _bounds(bootstrap_mean(per_unit, **options))
+        entry["baselines"], entry["difference"] = {}, {}
+        entry["better"] = [] if entry["blocks"] > 1 else None
         for name, sums in score.baselines.items():
             other = sums / score.counts
-            entry["baselines"][name] = list(bootstrap_mean(other, **options)[:3])
+            entry["baselines"][name] = _bounds(bootstrap_mean(other, **options))
             difference = bootstrap_difference(per_unit, other, **options)
-            entry["difference"][name] = list(difference[:3])
+            entry["difference"][name] = _bounds(difference)
             if (difference.high < 0) if score.lower_is_better else (difference.low > 0):
                 entry["better"].append(name)
         result[metric] = entry
     return result
 
 
+def _bounds(interval: Interval) -> list[float | None]:
+    """Mean, low and high as JSON values: None where one block gives no interval."""
+    return [interval.mean, *((interval.low, interval.high) if interval.n_blocks > 1 else (None, None))]
+
+
 def as_lines(result: Mapping[str, Any]) -> list[str]:
     """The report as sentences for a terminal."""
     lines = []
     for metric, entry in result.items():
-        mean, low, high = entry["model"]
-        lines.append(f"{metric}: {mean:.4f} [{low:.4f}, {high:.4f}] on {entry['windows']:,} held-out windows")
+        windows, blocks = entry["windows"], entry["blocks"]
+        held_out = f"on {windows:,} held-out windows, {blocks:,} blocks of {entry['block']:,}"
+        if blocks == 1:
+            held_out = "on 1 held-out window, which gives no interval"
+        elif blocks < MIN_BLOCKS:
+            held_out += f" (fewer than {MIN_BLOCKS}: the intervals are too narrow)"
+        lines.append(f"{metric}: {_in_brackets(entry['model'])} {held_out}")
         for name, (other, _, _) in entry["baselines"].items():
-            d, d_low, d_high = entry["difference"][name]
-            verdict = "better" if name in entry["better"] else "not better"
-            lines.append(f"    {name}: {other:.4f}; difference {d:+.4f} [{d_low:+.4f}, {d_high:+.4f}], {verdict}")
+            line = f"    {name}: {other:.4f}; difference {_in_brackets(entry['difference'][name], '+')}"
+            if entry["better"] is not None:
+                line += ", better" if name in entry["better"] else ", not better"
+            lines.append(line)
     return lines
+
+
+def _in_brackets(bounds: Sequence[float | None], sign: str = "") -> str:
+    mean, *ends = (f"{value:{sign}.4f}" for value in bounds if value is not None)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean

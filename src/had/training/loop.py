@@ -85,6 +85,9 @@ class Objective(Protocol):
         ``quiet``: show no progress bar.
         """
 
+    def digests(self) -> Mapping[str, str]:
+        """Checksum by name of what is read besides the windows: a resumed run must read the same."""
+
     def describe_windows(self, indices: np.ndarray) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""
 
@@ -271,7 +274,8 @@ class Trainer:
             return
         start = time.monotonic()
         self.bare.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        # In float32, as the final report and `had evaluate`: one model has one loss.
+        with torch.no_grad():
             metrics = self.objective.validate()
         seconds = time.monotonic() - start
         if metrics:

@@ -140,6 +140,10 @@ class MaskedLanguageObjective:
             self._baseline_sums = markov_sums(fit_markov(self.data), codes, hidden, "kmer")
         return self._baseline_sums
 
+    def digests(self) -> Mapping[str, str]:
+        """Nothing is read besides the windows."""
+        return {}
+
     def describe_windows(self, indices: NDArray[np.integer]) -> list[tuple[str, int, str]]:
         """(contig, start, strand) of each window."""
         return self.data.describe(indices)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from had.figures import new_figure, png
+from had.figures import as_written, new_figure, png
 from had.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _panel(
         in_view += [values.min(), values[min(1, values.size - 1) :].max()]
     for i, record in enumerate(record for record in baselines if _finite(record, key)):
         height, color = float(record[key]), _BASELINES[i % len(_BASELINES)]
-        label = f"{record.get('name', 'baseline')} ({height:.4g})"
+        label = f"{as_written(str(record.get('name', 'baseline')))} ({height:.4g})"
         axes.axhline(height, color=color, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
         in_view.append(height)
     low, high = min(in_view), max(in_view)

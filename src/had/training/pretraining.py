@@ -15,7 +15,7 @@ from had.models.teachers import Teacher, check_window
 from had.training.cache_plan import teacher_batch
 from had.training.cache_use import cached_table, check_windows, open_for_run, say_if_batches_differ
 from had.training.data import DataConfig, WindowData
-from had.training.devices import native_bf16
+from had.training.devices import choose_precision
 from had.training.distillation import DistillationModule, DistillationObjective, ObjectiveConfig, fit_table
 from had.training.loop import TrainingConfig
 from had.training.runs import RunOptions, execute
@@ -53,8 +53,9 @@ class PretrainConfig:
     """Steps, batches, optimizer, checkpoints."""
 
     def __post_init__(self) -> None:
-        """Refuse a seed that cannot be one with a UserError."""
+        """Refuse a seed that cannot be one with a UserError; let the model know the windows it is trained on."""
         check_seed(self.seed)
+        self.model = replace(self.model, training_window=self.data.window)
 
 
 def pretrain(config: PretrainConfig, out: Path, options: RunOptions) -> int:
@@ -109,7 +110,7 @@ def make_objective(
     torch.manual_seed(config.seed)
     module = DistillationModule(HADModel(config.model), teacher.width if teacher else None, config.objective)
     module.to(device)
-    facts = describe_training(config, teacher, data)
+    facts = describe_training(config, teacher, teacher_options(config, device), data)
     return DistillationObjective(module, teacher, table, data, facts, keep_features=cache is None)
 
 
@@ -118,21 +119,23 @@ def teacher_options(config: PretrainConfig, device: torch.device) -> dict[str, A
     own_class = ":" in config.teacher.name and not config.teacher.name.startswith("random:")
     if own_class or "precision" in config.teacher.options:
         return config.teacher.options
-    bf16 = config.training.precision != "float32" and native_bf16(device)
-    return {**config.teacher.options, "precision": "bf16" if bf16 else "float32"}
+    return {**config.teacher.options, "precision": choose_precision(config.training.precision, device)}
 
 
-def describe_training(config: PretrainConfig, teacher: Teacher | None, data: WindowData) -> dict[str, Any]:
-    """Facts for the student's card, written beside its weights."""
+def describe_training(
+    config: PretrainConfig, teacher: Teacher | None, options: dict[str, Any], data: WindowData
+) -> dict[str, Any]:
+    """Facts for the student's card, written beside its weights; ``options`` are those the teacher was loaded with."""
     facts = {
         "teacher": config.teacher.name if teacher else None,
-        "teacher_options": config.teacher.options,
+        "teacher_options": options,
         "teacher_licence": teacher.licence if teacher else None,
         "teacher_digest": teacher.digest() if teacher else None,
         "genome_digest": data.genome.digest,
         "objective": json.loads(json.dumps(vars(config.objective))),
         "steps": config.training.steps,
         "bp": config.training.steps * config.training.global_batch * config.data.window,
+        "training_window": config.data.window,
         "seed": config.seed,
     }
     if isinstance(teacher, CachedTeacher):

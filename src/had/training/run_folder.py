@@ -20,6 +20,8 @@ from had.training.metrics_log import append_record, read_metrics, truncate_metri
 from had.training.provenance import MAY_DIFFER, circumstances, differences, with_later_keys
 
 _LOCK_FILE = ".lock"
+_NOT_ALWAYS_RECORDED = ("teacher",)
+"""Data whose checksums earlier versions did not record."""
 
 
 class RunFolder:
@@ -57,6 +59,7 @@ class RunFolder:
         seed: int | None = None,
         threads: int | None = None,
         processes: int = 1,
+        precision: str | None = None,
         may_differ: Collection[str] = (),
     ) -> Self:
         """Create the folder, or resume in it, as ``--resume`` says.
@@ -69,10 +72,13 @@ class RunFolder:
             None: a new run. ``auto``: from the newest valid checkpoint; from the start where there is no run
             yet, or none of its checkpoints is valid. Else the folder of a checkpoint, which must be valid; it
             may be another run's with the same config, if `path` is empty.
+        precision
+            ``float32`` or ``bf16``, whichever the run computes in: a resumed run must compute in the same, whether
+            the recipe says so or ``auto``.
         may_differ
             As in `resume`.
         """
-        facts = circumstances(command, data_digests, seed, threads, processes)
+        facts = {**circumstances(command, data_digests, seed, threads, processes), "precision": precision}
         run = cls(path)
         if resume is None:
             run._create(config, facts)
@@ -88,9 +94,11 @@ class RunFolder:
             if home == run.path.resolve():
                 run._resume(config, facts, checkpoint, may_differ)
             else:
-                cls(home)._check_same(config, facts, may_differ)
+                origin = cls(home)
+                origin._check_same(config, facts, may_differ)
                 run._create(config, facts)
                 run.resume_from = checkpoint
+                run.notes += origin.notes
                 run.notes.append(f"Going on from {checkpoint}, of another run, whose log stays there.")
         return run
 
@@ -219,7 +227,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); it belongs to no usable run.") from error
         fits = isinstance(facts, dict) and isinstance(facts.get("resumed"), list)
-        if not fits or not isinstance(facts.get("data"), dict):
+        if not fits or not all(isinstance(e, dict) and isinstance(e.get("data"), dict) for e in _entries(facts)):
             raise UserError(f"{path}: was not written by had; there is no run to resume here.")
         return facts
 
@@ -322,7 +330,13 @@ class RunFolder:
             then = with_later_keys(parse_yaml(path.read_text(encoding="utf-8"), str(path)), config)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); there is no run to resume here.") from error
+        # What an earlier version did not record is known from where this one resumed the run.
+        precision = next((entry["precision"] for entry in _entries(first) if entry.get("precision")), None)
+        data = {name: digest for entry in reversed(_entries(first)) for name, digest in entry["data"].items()}
         allowed = MAY_DIFFER | set(may_differ)
+        if precision is not None:
+            # Compared below as it was computed.
+            allowed |= {"training.precision"}
         changed, forbidden = {}, []
         for key, (old, new) in differences(then, parse_yaml(dump_yaml(config), "config")).items():
             if key in allowed or not allowed.isdisjoint(key.split(".")):
@@ -331,9 +345,22 @@ class RunFolder:
                 forbidden.append(f"{key} is {old} there and {new} here")
         if first.get("seed") != facts["seed"]:
             forbidden.append(f"the seed is {first.get('seed')} there and {facts['seed']} here")
-        for name in sorted({*first["data"], *facts["data"]}):
-            if first["data"].get(name) != facts["data"].get(name):
+        now = facts.get("precision")
+        unknown = [name for name in _NOT_ALWAYS_RECORDED if name in facts["data"] and name not in data]
+        if now is not None and precision is None:
+            unknown.append("precision")
+        elif now not in (None, precision):
+            forbidden.append(f"the precision is {precision} there and {now} here (pass training.precision={precision})")
+            # A teacher computes in the run's precision, so that its checksum differs with it.
+            unknown.append("teacher")
+        for name in sorted({*data, *facts["data"]} - {*unknown}):
+            if data.get(name) != facts["data"].get(name):
                 forbidden.append(f"the data {name!r} are not the same")
+        if unknown:
+            self.notes.append(
+                f"{self.path}: an earlier version began this run and did not record its {' and '.join(unknown)}; had "
+                "could not check that it is the same."
+            )
         if forbidden:
             raise UserError(
                 f"{self.path}: the run in this folder is another one: {'; '.join(forbidden)}. "
@@ -343,3 +370,8 @@ class RunFolder:
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
         atomic_write_text(self.path / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _entries(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The circumstances of a run's start and of each time it was resumed."""
+    return [facts, *facts["resumed"]]

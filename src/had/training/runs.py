@@ -13,8 +13,8 @@ from had.console import say
 from had.errors import RunFault, UserError
 from had.files import atomic_write_text
 from had.training.data import DataConfig, WindowData
-from had.training.devices import keep_freed_memory, make_accelerator, set_threads
-from had.training.held_out import as_lines, baseline_records, report
+from had.training.devices import choose_precision, keep_freed_memory, make_accelerator, memory_faults, set_threads
+from had.training.held_out import BLOCK, as_lines, baseline_records, report
 from had.training.loop import Objective, Trainer, TrainingConfig
 from had.training.plots import plot_losses
 from had.training.run_folder import RunFolder
@@ -74,10 +74,14 @@ def execute(
         say(_plan(config, accelerator, out))
     if options.dry_run:
         return 0
-    objective = make_objective(data, accelerator)
-    run = _open_run(config, out, options, {"genome": data.genome.digest, **(digests or {})}, accelerator)
+    with memory_faults("use smaller sizes (model.hidden_size) or a smaller teacher", UserError):
+        objective = make_objective(data, accelerator)
+    digests = {"genome": data.genome.digest, **objective.digests(), **(digests or {})}
+    run = _open_run(config, out, options, digests, accelerator)
     try:
-        return _train(objective, training, run, accelerator, config.seed, options)
+        # As `had evaluate`: blocks that span as much of the genome, however few of its tiles are validated on.
+        block = -(-BLOCK // data.validation_spacing)
+        return _train(objective, training, run, accelerator, config.seed, options, block)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         raise RunFault(f"{name}{error.strerror or error}. {run.saved_sentence()}") from error
@@ -96,6 +100,7 @@ def _train(
     accelerator: Any,
     seed: int,
     options: RunOptions,
+    block: int,
 ) -> int:
     """Baselines, training, final report and picture."""
     main = accelerator.is_main_process
@@ -111,7 +116,7 @@ def _train(
     if main:
         plot_losses(run.read_metrics(), run.path / "losses.png")
         if step == training.steps and (scores := objective.scores()):
-            result = report(scores)
+            result = report(scores, block)
             atomic_write_text(run.path / "validation.json", json.dumps(result, indent=1) + "\n")
             for line in as_lines(result):
                 say(line)
@@ -130,6 +135,7 @@ def _open_run(config: Any, out: Path, options: RunOptions, digests: Mapping[str,
             seed=config.seed,
             threads=torch.get_num_threads(),
             processes=accelerator.num_processes,
+            precision=choose_precision(config.training.precision, accelerator.device),
             # Checked by their content instead: files may move.
             may_differ={"genome", "cache", "verify_cache"},
         )

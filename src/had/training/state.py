@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from had.console import some_of
 from had.errors import UserError
 from had.training.checkpoints import load_checkpoint, save_checkpoint
 from had.training.optimizer_state import optimizer_tensors, restore_optimizer
@@ -39,7 +40,7 @@ def load_training_state(path: Path, module: nn.Module, optimizers: list[Optimize
     wrong = list(expected.keys() ^ weights.keys())
     wrong += [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
     if wrong or len(state["optimizers"]) != len(optimizers):
-        raise UserError(f"{path}: is a checkpoint of another model (differs in {', '.join(sorted(wrong)[:3])}).")
+        raise UserError(f"{path}: is a checkpoint of another model (differs in {some_of(sorted(wrong), 3)}).")
     module.load_state_dict(weights)
     for i, (optimizer, saved) in enumerate(zip(optimizers, state["optimizers"], strict=True)):
         own = {k: v for k, v in tensors.items() if k.startswith(f"optimizer{i}/")}

@@ -10,6 +10,7 @@ import torch
 from had.baselines.markov import MarkovModel
 from had.config import check_seed
 from had.console import say
+from had.dna.alphabet import GROUP, kmer_letters
 from had.models.nucleotide_transformer import NucleotideTransformer, NucleotideTransformerConfig
 from had.training.data import DataConfig, WindowData
 from had.training.loop import TrainingConfig
@@ -56,7 +57,9 @@ def make_teacher(config: TeacherModelConfig, data: WindowData, seed: int) -> Nuc
     if config.start == "letters":
         stretches = (data.genome.codes[a:b] for a, b in data.stretches)
         frequencies = MarkovModel(5).fit(stretches).kmer_frequencies
-        model.initialise_by_letters(torch.from_numpy(np.log(frequencies)).float(), seed)
+        # Chains number 6-mers over A, C, G, T; the network's vocabulary is in another order.
+        number = kmer_letters().astype(np.int64) @ 4 ** np.arange(GROUP - 1, -1, -1)
+        model.initialise_by_letters(torch.from_numpy(np.log(frequencies[number])).float(), seed)
     return model
 
 
