@@ -33,7 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-SECONDS = 60
+SECONDS = 240
 """After which an input counts as failed."""
 MEMORY = 16 << 30
 """Of the whole process, so that a wrong size is refused and does not fill the machine."""

@@ -262,7 +262,7 @@ def main() -> None:
         _end(f"unexpected {type(error).__name__}: {error}; {_DEBUG_HINT}, please report it", 1)
     if code == _OF_TYPER:
         _end(
-            "interrupted; what a run has saved stays, and --resume auto goes on from its last checkpoint",
+            "interrupted; finished files stay, and --resume auto continues a training run from its last checkpoint",
             _after_signal(),
         )
     sys.exit(code)
